@@ -1,0 +1,154 @@
+"""What a checkpoint holds: its config.json, the tensors of its safetensors files, its identity.
+
+Resolves `model.checkpoint` (a folder, a hub id, builtin:NAME or random) to files at hand, checks
+the tensors against the family's rules before any is read, and hands the index to `load`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ftjob.checkpoint.shard import TensorRule
+from ftjob.errors import CheckpointError
+
+INDEX_NAME = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: shape and safetensors dtype (F32, F16, BF16, ...)."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class CheckpointIndex:
+    """A Hugging Face folder: its config and tensors, by name without the family's prefix."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+
+    def identity(self) -> str:
+        """A hash of config, tensor names, shapes and dtypes, and file sizes."""
+        files = sorted({t.file for t in self.tensors.values()})
+        facts = [self.config, [[f.name, f.stat().st_size] for f in files],
+                 sorted([n, t.shape, t.dtype] for n, t in self.tensors.items())]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: naming the file, and the line where it is not JSON.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object")
+    return value
+
+
+def open_index(folder: Path, prefixes: Sequence[str]) -> CheckpointIndex:
+    """The index of a Hugging Face folder; reads headers only.
+
+    Raises:
+        CheckpointError: for a missing, damaged or foreign file, by name.
+    """
+    config = read_json(folder / "config.json")
+    tensors: dict[str, StoredTensor] = {}
+    for file, listed in _files(folder).items():
+        try:
+            with safe_open(file, framework="np") as reader:
+                names = list(reader.keys())
+                for name in names:
+                    part = reader.get_slice(name)
+                    short = _without_prefix(name, prefixes)
+                    if short in tensors:
+                        raise CheckpointError(f"{file}: tensor {name} is also in "
+                                              f"{tensors[short].file.name}")
+                    tensors[short] = StoredTensor(file, name, tuple(part.get_shape()),
+                                                  part.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: not a whole safetensors file "
+                                  f"({file.stat().st_size} bytes): {error}") from None
+        if listed is not None and (absent := sorted(listed - set(names))):
+            raise CheckpointError(f"{file}: {INDEX_NAME} places tensor {absent[0]} here, but the "
+                                  "file does not hold it")
+    return CheckpointIndex(folder, config, tensors)
+
+
+def _files(folder: Path) -> dict[Path, set[str] | None]:
+    """The safetensors files of a folder, each with the names its index places there."""
+    single, index = folder / "model.safetensors", folder / INDEX_NAME
+    if single.is_file():
+        return {single: None}
+    if not index.is_file():
+        other = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".h5"))
+        found = f"; found {', '.join(other[:5])}, which this version does not read" if other else ""
+        raise CheckpointError(f"{folder}: neither model.safetensors nor {INDEX_NAME}{found}")
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index}: has no weight_map")
+    files: dict[Path, set[str] | None] = {}
+    for name, file in places.items():
+        if Path(str(file)).name != file:
+            raise CheckpointError(f"{index}: places {name} in {file!r}, outside the folder")
+        path = folder / file
+        if not path.is_file():
+            raise CheckpointError(f"{index}: names the file {file}, which is absent")
+        names = files.setdefault(path, set())
+        assert names is not None
+        names.add(name)
+    return files
+
+
+def _without_prefix(name: str, prefixes: Sequence[str]) -> str:
+    return next(name[len(p):] for p in (*prefixes, "") if name.startswith(p))
+
+
+def check_tensors(index: CheckpointIndex, rules: Sequence[TensorRule], layers: int,
+                  ignored: Sequence[str]) -> list[str]:
+    """Check that every rule finds its tensor in the right shape and no tensor is left over.
+
+    Returns the names of the tensors ignored on purpose.
+
+    Raises:
+        CheckpointError: with file, tensor, expected and found.
+    """
+    expected = {rule.source.format(layer=i): rule.shape
+                for rule in rules for i in (range(layers) if rule.place == "layer" else [0])}
+    for name, shape in expected.items():
+        stored = index.tensors.get(name)
+        if stored is None:
+            raise CheckpointError(f"{index.folder}: tensor {name} {list(shape)} is missing")
+        if stored.shape != shape:
+            raise CheckpointError(f"{stored.file}: tensor {stored.name}: expected shape "
+                                  f"{list(shape)}, found {list(stored.shape)}")
+        if stored.dtype not in ("F32", "F16", "BF16", "F64"):
+            raise CheckpointError(f"{stored.file}: tensor {stored.name}: expected a float dtype, "
+                                  f"found {stored.dtype}")
+    patterns = [re.compile(re.escape(p).replace(r"\{layer\}", r"\d+") + r"\Z") for p in ignored]
+    extra = sorted(set(index.tensors) - set(expected))
+    for name in extra:
+        if not any(p.match(name) for p in patterns):
+            stored = index.tensors[name]
+            raise CheckpointError(f"{stored.file}: tensor {stored.name} {list(stored.shape)} "
+                                  "belongs to no part of the model")
+    return extra

@@ -1,0 +1,96 @@
+"""From `model.checkpoint` to a folder at hand: shipped, local, or from the hub and its cache.
+
+The first thing a run does with the model; the folder goes to `index`, and the tokenizer is looked
+for beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from ftjob.errors import CheckpointError, nearest
+
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+BUILTIN_CHECKPOINTS = ("demo_gpt",)
+BUILTIN_TOKENIZERS = MappingProxyType({
+    "demo_gpt": ("demo_gpt/tokenizer.json",),
+    "gpt2": ("gpt2_bpe/vocab.json.gz", "gpt2_bpe/merges.txt.gz"),
+})
+# What a decoder run needs of a hub repository; other formats of the same weights stay there.
+HUB_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer.json",
+             "tokenizer_config.json", "vocab.json", "merges.txt")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint folder and how it was found. `folder` is None for random weights."""
+
+    folder: Path | None
+    origin: str
+
+
+def demo_file(name: str) -> Path:
+    """A file of ftjob/demo."""
+    return DEMO / name
+
+
+def resolve(checkpoint: str, revision: str | None, model: str) -> Found:
+    """The folder behind `model.checkpoint`; a hub id is taken from the cache, else downloaded.
+
+    Raises:
+        CheckpointError: where there are no weights to be had, with the ways to give them.
+    """
+    if checkpoint == "random":
+        return Found(None, "random")
+    if checkpoint.startswith("builtin:"):
+        name = checkpoint.removeprefix("builtin:")
+        if name not in BUILTIN_CHECKPOINTS:
+            raise CheckpointError(f"model.checkpoint={checkpoint}: no such model is shipped. "
+                                  f"{nearest(name, BUILTIN_CHECKPOINTS)}")
+        return Found(demo_file(name), checkpoint)
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"model.checkpoint={checkpoint}: the folder has no config.json; "
+                                  "a Hugging Face checkpoint has one beside its safetensors.")
+        return Found(folder, checkpoint)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", checkpoint) or folder.exists():
+        raise CheckpointError(f"model.checkpoint={checkpoint}: is not a folder, nor a hub id of "
+                              "the form OWNER/NAME.")
+    return _from_hub(checkpoint, revision, model)
+
+
+def _from_hub(repo: str, revision: str | None, model: str) -> Found:
+    """The cached snapshot if there is one, so that runs repeat; else the network."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(repo, revision=revision, local_files_only=True,
+                                   allow_patterns=list(HUB_FILES))
+    except Exception:
+        folder = _download(repo, revision, model)
+    snapshot = Path(folder)
+    if not (snapshot / "config.json").is_file():  # a cache that holds a part, such as a tokenizer
+        snapshot = Path(_download(repo, revision, model))
+    return Found(snapshot, f"{repo}@{revision or snapshot.name}")
+
+
+def _download(repo: str, revision: str | None, model: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return str(snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # the hub client raises over a dozen kinds, all meaning this
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"model.checkpoint={repo}: not in the hub's cache (HF_HOME), and could not be "
+            f"downloaded: {type(error).__name__}: {reason[0]}\nThree ways to give the weights:\n"
+            f"  1. on a machine with network: huggingface-cli download {repo}, then the same "
+            "HF_HOME here\n"
+            f"  2. a folder with config.json and safetensors: model={model} "
+            "model.checkpoint=PATH\n"
+            f"  3. random weights, for speed and memory only: model={model} "
+            "model.checkpoint=random") from None

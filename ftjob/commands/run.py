@@ -1,0 +1,142 @@
+"""`run`, the default command: from a configuration to a run folder with a report.
+
+Prepares the job, opens or resumes the folder, lets the rank work, and prints the result.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from datetime import datetime
+
+from ftjob.config import JobConfig
+from ftjob.config.compose import compose
+from ftjob.environment import describe
+from ftjob.errors import BUG, DONE, Cause, ConfigError, ResumeRefused
+from ftjob.job import Job, identity_hash, prepare
+from ftjob.launch.world import cpu_threads, detect_world, make_machine
+from ftjob.results.folder import RunFolder, open_folder, read_json_file, write_json, write_text
+from ftjob.results.journal import History, JournalWriter, read_history
+from ftjob.results.summary import finish, merged_status, write_report
+from ftjob.telemetry import Phases, RunLog
+
+
+def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
+    """Compose and run. Returns the exit code."""
+    phases = Phases()
+    with phases.phase("compose"):
+        config = compose(overrides, config_dirs)
+    return run(config, overrides, phases)
+
+
+def run(config: JobConfig, overrides: Sequence[str], phases: Phases) -> int:
+    """Run a composed job. Returns the exit code."""
+    world = detect_world(os.environ)
+    machine = make_machine(config.cluster, world, os.environ)
+    # Before torch is imported, once for the process: its threads read it when they start.
+    os.environ.setdefault("OMP_NUM_THREADS", str(cpu_threads(machine.devices_of_rank[world.rank])))
+    with phases.phase("prepare"):
+        job = prepare(config, machine)
+        _refuse_many_devices(job)
+        folder = open_folder(config.run.dir, config.run.name or config.model.name, datetime.now())
+        history = _claim(folder, job)
+    attempt = max(folder.attempts(), default=-1) + 1
+    phases.attempt = attempt
+    log = RunLog(folder.file(f"logs/rank{world.rank:04d}.log"), world.rank)
+    for path in history.torn:
+        log.write("warning", f"{path.name}: a torn last line was cut off; its rows run again")
+    if history.entries:
+        log.write("note", f"resuming {folder.path}: {len(history.entries)} rows are done")
+    _describe(folder, job, overrides)
+    facts = identity_hash(job.identity())
+    journal = JournalWriter(folder, world.rank, attempt, facts, history.fences)
+    cause = _work(job, folder, attempt, journal, history, facts, log, phases)
+    if cause is None:
+        return _report(folder, log)
+    write_json(folder.file("status.json"), merged_status(folder))
+    log.write("error", str(cause))
+    if cause.traceback:
+        log.write("error", cause.traceback)
+    write_report(folder, finish(folder, final=False))
+    log.write("note", f"run folder: {folder.path}")
+    log.close()
+    return cause.code
+
+
+def _work(job: Job, folder: RunFolder, attempt: int, journal: JournalWriter, history: History,
+          facts: str, log: RunLog, phases: Phases) -> Cause | None:
+    """Let the rank work to its end or first cause, and write its status."""
+    with phases.phase("import"):
+        from ftjob.rank import Rank
+    rank = Rank(job, folder, attempt, journal, history.keys(), facts, log, phases)
+    try:
+        cause = rank.run()
+    except Exception as error:  # a bug of ours: keep the journal, say where
+        cause = Cause(BUG, f"{type(error).__name__}: {error}", phases.rank,
+                      phase=phases.current(), traceback=traceback.format_exc())
+    journal.close()
+    rank.write_status(cause, cause.code if cause else DONE)
+    return cause
+
+
+def _report(folder: RunFolder, log: RunLog) -> int:
+    """Score, render and print. Returns the exit code."""
+    from ftjob.results.page import render_terminal
+
+    results = finish(folder, final=True)
+    write_report(folder, results)
+    status = merged_status(folder)
+    write_json(folder.file("status.json"), status | {"code": results["code"],
+                                                     "cause": results["cause"]})
+    print(render_terminal(results), flush=True)
+    if results["cause"]:
+        log.write("error", results["cause"])
+    log.close()
+    return int(results["code"])
+
+
+def _refuse_many_devices(job: Job) -> None:
+    """What this version does not run is refused by name, before anything starts."""
+    plan = job.plan
+    if plan.tensor * plan.pipeline > 1 or plan.machine.ranks > 1:
+        raise ConfigError(
+            f"parallel.tensor={plan.tensor} parallel.pipeline={plan.pipeline} on "
+            f"{plan.machine.ranks} ranks: this version runs whole models in one rank "
+            "(parallel.data); `python -m ftjob plan` sizes the others.")
+
+
+def _claim(folder: RunFolder, job: Job) -> History:
+    """Make a fresh folder this job's, or check that an old one is.
+
+    Raises:
+        ResumeRefused: naming each setting that shapes the answers and differs.
+    """
+    path, facts = folder.file("identity.json"), job.identity()
+    limit = job.config.dataset.limit
+    if path.exists():
+        before = read_json_file(path)
+        changed = [f"{name}: {before['facts'].get(name)} -> {facts.get(name)}"
+                   for name in sorted({*before["facts"], *facts})
+                   if before["facts"].get(name) != facts.get(name)]
+        if changed:
+            raise ResumeRefused(f"run.dir={folder.path}: holds answers made with other settings "
+                                f"({'; '.join(changed)}). Use them again, or another run.dir.")
+        old = before["dataset.limit"]
+        if limit is not None and (old is None or limit < old):
+            raise ResumeRefused(f"dataset.limit={limit}: {folder.path} was started with "
+                                f"{'all rows' if old is None else old}; a run can be extended, "
+                                "not cut.")
+    write_json(path, {"facts": facts, "dataset.limit": limit})
+    return read_history(folder)
+
+
+def _describe(folder: RunFolder, job: Job, overrides: Sequence[str]) -> None:
+    """Write what the run is: configuration, overrides, plan, environment."""
+    from omegaconf import OmegaConf
+
+    write_text(folder.file("config.yaml"), OmegaConf.to_yaml(job.config.as_dict()))
+    write_text(folder.file("overrides.txt"), "".join(f"{o}\n" for o in overrides))
+    write_json(folder.file("plan.json"), {"plan": job.plan.as_dict(), "model": job.model_facts()})
+    write_json(folder.file("environment.json"), {**describe(os.environ), "argv": sys.argv[1:]})

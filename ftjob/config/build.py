@@ -1,0 +1,101 @@
+"""Strict construction of the configuration dataclasses from plain nested values.
+
+`compose` hands over what Hydra composed; every value is checked against its type and rule, and
+the first one that does not fit is refused with key, value, rule and the nearest legal choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from ftjob.config.groups import JobConfig, check_fields_together
+from ftjob.config.keys import Key, keys_of, union_options
+from ftjob.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def build(values: Mapping[str, Any]) -> JobConfig:
+    """A checked `JobConfig` from nested plain values.
+
+    Raises:
+        ConfigError: for an unknown key, a value of the wrong type or outside its rule, and
+            for keys that exclude each other.
+    """
+    config = build_group(JobConfig, values, "")
+    check_fields_together(config)
+    return config
+
+
+def build_group(group: type[T], values: Mapping[str, Any], prefix: str) -> T:
+    """One dataclass from a mapping; nested dataclasses are built in turn."""
+    hints = typing.get_type_hints(group)
+    leaves = {k.name: k for k in keys_of(group, prefix)}
+    names = [f.name for f in dataclasses.fields(group)]  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in names:
+            raise ConfigError(f"{prefix}{name}={_show(value)}: no such key. "
+                              f"{nearest(name, names)}")
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{prefix}{name}={_show(value)}: is a group of keys, "
+                                  "not a value.")
+            arguments[name] = build_group(kind, value, f"{prefix}{name}.")
+        else:
+            arguments[name] = checked(leaves[f"{prefix}{name}"], value)
+    return group(**arguments)
+
+
+def checked(leaf: Key, value: Any) -> Any:
+    """`value` converted to the key's type, if type and rule allow it.
+
+    Raises:
+        ConfigError: with key, value, what is allowed and the nearest legal choice.
+    """
+    for option in union_options(leaf.type):
+        fits, converted = _convert(option, value)
+        if not fits:
+            continue
+        if converted is not None and leaf.rule and not leaf.rule.test(converted):
+            raise ConfigError(f"{leaf.name}={_show(value)}: must be {leaf.rule.text} "
+                              f"({leaf.doc}).")
+        return converted
+    hint = f" {nearest(value, leaf.choices)}" if leaf.choices and isinstance(value, str) else ""
+    raise ConfigError(f"{leaf.name}={_show(value)}: must be {leaf.type_text} ({leaf.doc}).{hint}")
+
+
+def _convert(kind: Any, value: Any) -> tuple[bool, Any]:
+    """Whether `value` fits the non-union type `kind`, and the value in that type."""
+    origin = get_origin(kind)
+    if origin is Literal:
+        return value in get_args(kind) and isinstance(value, str), value
+    if origin is tuple:
+        element = get_args(kind)[0]
+        if not isinstance(value, (list, tuple)):
+            return False, None
+        pairs = [_convert(element, v) for v in value]
+        return bool(pairs) and all(fits for fits, _ in pairs), tuple(v for _, v in pairs)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            return False, None
+        items = {str(k): _convert(get_args(kind)[1], v) for k, v in value.items()}
+        return all(fits for fits, _ in items.values()), {k: v for k, (_, v) in items.items()}
+    if kind is type(None):
+        return value is None, None
+    if kind is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number, float(value) if number else None
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return True, str(value)  # model.revision=12345 and run.name=7 are words to the user
+    return isinstance(value, kind), value
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value)

@@ -1,0 +1,197 @@
+"""The configuration as frozen dataclasses: one per Hydra group, every key with its meaning.
+
+These are the only defaults; the files in conf/ say just what differs. `build.build` makes a
+checked `JobConfig` out of what Hydra composed, and everything after it reads this object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ftjob.config.keys import POSITIVE, at_least, between, key, keys_of
+from ftjob.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ArchConfig:
+    """The shape of the model. A null is read from the checkpoint's own config.json."""
+
+    layers: int | None = key(None, "transformer layers", rule=at_least(1), shapes_answer=True)
+    heads: int | None = key(None, "attention heads", rule=at_least(1), shapes_answer=True)
+    hidden: int | None = key(None, "hidden size", rule=at_least(1), shapes_answer=True)
+    ffn: int | None = key(None, "inner size of the MLP; null is 4 x hidden", rule=at_least(1),
+                          shapes_answer=True)
+    vocab: int | None = key(None, "vocabulary size", rule=at_least(1), shapes_answer=True)
+    positions: int | None = key(None, "longest sequence in tokens", rule=at_least(1),
+                                shapes_answer=True)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What model runs, from which weights, in which precision."""
+
+    name: str = key("model", "name shown in reports")
+    family: Literal["gpt2"] = key("gpt2", "architecture family", shapes_answer=True)
+    checkpoint: str = key(
+        "", "a local folder, a hub id such as openai-community/gpt2-medium, builtin:NAME, or random")
+    revision: str | None = key(None, "branch, tag or commit of a hub id")
+    dtype: Literal["f32", "bf16", "f16"] = key(
+        "f32", "dtype of weights and activations", shapes_answer=True)
+    weights: Literal["float", "int8"] = key(
+        "float", "int8: the layers' weights as int8, one scale per output column",
+        shapes_answer=True)
+    tokenizer: str | None = key(
+        None, "tokenizer.json, a folder with one or with vocab.json and merges.txt, or builtin:gpt2;"
+              " null is the checkpoint's own")
+    seed: int = key(0, "seed of checkpoint=random", rule=at_least(0))
+    arch: ArchConfig = field(default_factory=ArchConfig)
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How many devices share a layer, share the layers, and share the rows."""
+
+    tensor: int = key(1, "devices that share each layer", rule=at_least(1))
+    pipeline: int = key(1, "stages the layers are cut into", rule=at_least(1))
+    data: Literal["auto"] | int = key(
+        "auto", "replicas; auto takes what tensor x pipeline leaves", rule=at_least(1))
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """What rows run, and what score is expected of them."""
+
+    task: Literal["lambada"] = key("lambada", "how rows are read and scored", shapes_answer=True)
+    path: str | None = key(
+        None, "local .jsonl, .json, .csv, .tsv or .parquet file (.gz too); null is the shipped set")
+    hub: str | None = key(None, "data set id on the hub, read through datasets")
+    hub_config: str | None = key(None, "configuration name of the hub data set")
+    split: str = key("test", "split of the hub data set")
+    column: str = key("text", "column that holds the text")
+    limit: int | None = key(None, "only the first rows; null is all", rule=at_least(1))
+    ngrams: int = key(0, "also score 1..N-grams at every position (slower)", rule=between(0, 4),
+                      shapes_answer=True)
+    expect: dict[str, float] = key(
+        {}, "metric -> least value in the units of results.json; below it the job exits 5")
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How rows become batches. Answers do not depend on it."""
+
+    max_tokens: Literal["auto"] | int = key(
+        "auto", "tokens in one batch; auto is 2048 on CPU, 16384 on GPU", rule=at_least(1))
+    window: int = key(16384, "rows sorted by length at a time", rule=at_least(1))
+    order: Literal["length", "dataset"] = key("length", "order of rows within a window")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where the job runs."""
+
+    name: Literal["local"] = key("local", "launcher")
+    nodes: Literal["auto"] | int = key(
+        "auto", "nodes, one rank each; auto is the number of ranks started", rule=at_least(1))
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "auto is cuda where a GPU is visible")
+    devices_per_node: Literal["auto"] | int | tuple[int, ...] = key(
+        "auto", "devices of a node, or a list with a number per node; auto is the visible GPUs,"
+                " else 1")
+    memory_gb: Literal["auto"] | float = key(
+        "auto", "memory of one device, in 1e9 bytes, that plan may fill; auto asks this machine",
+        rule=POSITIVE)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where results go, and when the job gives up."""
+
+    name: str | None = key(None, "last part of the run folder's name; null is the model's name")
+    dir: str | None = key(None, "run folder; an existing one is resumed; null is runs/DATE_TIME_name")
+    max_failed: int = key(0, "failed rows that still count as done (exit 0)", rule=at_least(0))
+    deadline_s: float = key(60.0, "seconds a device may stay silent before the job ends (exit 124)",
+                            rule=POSITIVE)
+    drain_s: float = key(120.0, "seconds before the time limit at which the job drains",
+                         rule=at_least(0))
+    progress_s: float = key(30.0, "seconds between progress lines where stderr is no terminal",
+                            rule=POSITIVE)
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """The lengths `python -m ftjob plan` sizes batches for."""
+
+    input_len: int = key(512, "prompt tokens of a row", rule=at_least(1))
+    output_len: int = key(32, "new tokens of a row", rule=at_least(0))
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """The whole resolved configuration of one job."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain values, tuples as lists, for config.yaml and JSON."""
+        plain: dict[str, Any] = dataclasses.asdict(self, dict_factory=_plain_dict)
+        return plain
+
+    def answer_fields(self) -> dict[str, Any]:
+        """The keys marked as shaping the answers, dotted name -> value."""
+        found: dict[str, Any] = {}
+        for k in keys_of(JobConfig):
+            if k.shapes_answer:
+                value: Any = self
+                for part in k.name.split("."):
+                    value = getattr(value, part)
+                found[k.name] = value
+        return found
+
+
+GROUPS: dict[str, type] = {f.name: f.default_factory for f in dataclasses.fields(JobConfig)
+                           if isinstance(f.default_factory, type)}
+
+
+def _plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in items}
+
+
+def check_fields_together(config: JobConfig) -> None:
+    """Refuse combinations that no single key can see.
+
+    Raises:
+        ConfigError: naming both keys and the rule.
+    """
+    data, model = config.dataset, config.model
+    if data.path is not None and data.hub is not None:
+        raise ConfigError(
+            f"dataset.path={data.path} and dataset.hub={data.hub} are both set: "
+            "a data set has one source. Set one of them to null.")
+    if data.hub_config is not None and data.hub is None:
+        raise ConfigError(f"dataset.hub_config={data.hub_config} needs dataset.hub=ID.")
+    if not model.checkpoint:
+        raise ConfigError(
+            "model.checkpoint is not set: give a folder, a hub id, or random "
+            "(model.checkpoint=PATH).")
+    if model.checkpoint == "random":
+        missing = [name for name in ("layers", "heads", "hidden", "vocab", "positions")
+                   if getattr(model.arch, name) is None]
+        if missing:
+            raise ConfigError(
+                f"model.checkpoint=random needs the model's shape; null are: "
+                f"{', '.join('model.arch.' + name for name in missing)}.")
+    arch = model.arch
+    if arch.hidden and arch.heads and arch.hidden % arch.heads:
+        raise ConfigError(
+            f"model.arch.hidden={arch.hidden} is not a multiple of "
+            f"model.arch.heads={arch.heads}: each head takes hidden / heads columns.")
+    if isinstance(config.cluster.devices_per_node, int) and config.cluster.devices_per_node < 1:
+        raise ConfigError(
+            f"cluster.devices_per_node={config.cluster.devices_per_node}: must be at least 1.")

@@ -1,0 +1,1 @@
+"""Running batches through the model: teacher-forced scoring in `scoring`."""

@@ -1,0 +1,63 @@
+"""What a run was made on: versions, host, and the environment variables that matter.
+
+Goes to environment.json and the report. Variables are taken from a list of known prefixes, and
+whatever looks like a secret is left out.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("ftjob", "torch", "numpy", "tokenizers", "safetensors", "hydra-core", "mpi4py",
+            "datasets", "huggingface_hub")
+PREFIXES = ("SLURM_", "OMP_", "MKL_", "NCCL_", "CUDA_VISIBLE_DEVICES", "FTJOB_", "HF_HOME",
+            "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "OMPI_COMM_WORLD_", "PMI_", "TOKENIZERS_")
+SECRET = re.compile(r"TOKEN(?!IZER)|KEY|SECRET|PASS|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
+
+
+def describe(env: Mapping[str, str]) -> dict[str, Any]:
+    """Versions, machine and variables, as plain values."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "executable": sys.executable,
+            "platform": platform.platform(), "host": socket.gethostname(), "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0)), "git_hash": _git_hash(),
+            "packages": versions, "variables": variables(env)}
+
+
+def variables(env: Mapping[str, str]) -> dict[str, str]:
+    """The variables worth recording; names that may hold secrets are left out."""
+    return {k: env[k] for k in sorted(env) if k.startswith(PREFIXES) and not SECRET.search(k)}
+
+
+def _cpu() -> str:
+    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    return found.group(1).strip() if found else platform.machine()
+
+
+def _git_hash() -> str | None:
+    """The commit of the checkout ftjob runs from, with + where files differ from it."""
+    top = Path(__file__).resolve().parent.parent
+    if not (top / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=top, timeout=5,
+                                capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=top, timeout=5,
+                                 capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed else "")

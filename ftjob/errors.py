@@ -1,0 +1,126 @@
+"""The exceptions a user can meet, and the exit code each one ends the job with.
+
+Whatever goes wrong anywhere becomes one of these, travels to the rank's main thread as a
+`Cause`, and leaves through `__main__` as an exit code that a batch script can act on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import signal
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+DONE = 0
+BUG = 1
+CONFIG_REFUSED = 2
+UNREADABLE = 3
+TOO_MANY_FAILED = 4
+BELOW_EXPECTATION = 5
+DRAINED = 75
+DEADLINE = 124
+INTERRUPTED = 128 + signal.SIGINT
+KILLED = 128 + signal.SIGKILL
+
+EXIT_CODES: dict[int, str] = {
+    DONE: "done",
+    BUG: "a bug of ftjob's",
+    CONFIG_REFUSED: "configuration refused",
+    UNREADABLE: "checkpoint or data unreadable",
+    TOO_MANY_FAILED: "finished, but more failed requests than run.max_failed",
+    BELOW_EXPECTATION: "below dataset.expect, or compare found other answers",
+    DRAINED: "drained on request; run the same command again to go on",
+    DEADLINE: "deadline passed",
+    INTERRUPTED: "interrupted (128 + signal)",
+    KILLED: "killed without a word (128 + signal)",
+}
+
+
+class JobError(Exception):
+    """An error with an exit code. Its text is shown to the user as it is, without a traceback."""
+
+    code = BUG
+
+
+class ConfigError(JobError):
+    """The configuration is impossible, or names a key or value that does not exist."""
+
+    code = CONFIG_REFUSED
+
+
+class CheckpointError(JobError):
+    """A checkpoint or tokenizer is absent, damaged or does not fit the model."""
+
+    code = UNREADABLE
+
+
+class DataError(JobError):
+    """The dataset as a whole cannot be read. One bad row is an error record instead."""
+
+    code = UNREADABLE
+
+
+class RunFolderError(JobError):
+    """The run folder cannot be used: it is damaged, or belongs to other answers."""
+
+    code = UNREADABLE
+
+
+class ResumeRefused(JobError):
+    """The run folder holds answers of another model or setting."""
+
+    code = CONFIG_REFUSED
+
+
+class DeadlinePassed(JobError):
+    """Something did not answer within `run.deadline_s`."""
+
+    code = DEADLINE
+
+
+class Stopped(JobError):
+    """A signal ended the run early; what was done is in the journal."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Cause:
+    """The first thing that went wrong: what status.json, the log and the report show.
+
+    `traceback` is kept for bugs only (code 1); a user's mistake needs none.
+    """
+
+    code: int
+    message: str
+    rank: int = 0
+    device: int | None = None
+    phase: str | None = None
+    request: str | None = None
+    traceback: str | None = None
+
+    def __str__(self) -> str:
+        where = [f"rank {self.rank}"]
+        if self.device is not None:
+            where.append(f"device {self.device}")
+        if self.phase:
+            where.append(f"in {self.phase}")
+        if self.request:
+            where.append(f"at {self.request}")
+        return f"{' '.join(where)}: {self.message}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def nearest(word: str, legal: Iterable[str]) -> str:
+    """A sentence naming the legal choice closest to `word`, and the others if they are few."""
+    choices = sorted(legal)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    listed = ", ".join(choices) if len(choices) <= 24 else f"{', '.join(choices[:24])}, ..."
+    hint = f"Did you mean {close[0]}? " if close else ""
+    return f"{hint}Known: {listed}."

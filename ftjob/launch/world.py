@@ -1,0 +1,105 @@
+"""Who started this process, before MPI is touched: rank and world size from the environment, and
+what devices this machine shows. `commands` make a `Machine` for the plan out of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftjob.config.groups import ClusterConfig
+from ftjob.errors import ConfigError
+from ftjob.plan import Machine
+
+ASSUMED_GPU_BYTES = 80_000_000_000
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among those started together."""
+
+    rank: int
+    size: int
+    launcher: str
+
+
+def detect_world(env: Mapping[str, str]) -> World:
+    """Rank and size as mpirun or srun announce them; one rank where nothing does.
+
+    Raises:
+        ConfigError: where a variable holds no number.
+    """
+    candidates = [("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+                  ("mpirun (PMI)", "PMI_RANK", "PMI_SIZE")]
+    if "SLURM_STEP_ID" in env:  # a batch script has SLURM_NTASKS too, but is no step
+        candidates.append(("srun", "SLURM_PROCID", "SLURM_NTASKS"))
+    for launcher, rank, size in candidates:
+        if rank in env and size in env:
+            try:
+                return World(int(env[rank]), int(env[size]), launcher)
+            except ValueError:
+                raise ConfigError(f"{rank}={env[rank]!r}, {size}={env[size]!r}: the launcher's "
+                                  "variables must hold numbers.") from None
+    return World(0, 1, "none")
+
+
+def visible_gpus(env: Mapping[str, str]) -> int:
+    """GPUs this process may use, without importing torch."""
+    listed = env.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return len([d for d in listed.split(",") if d.strip() and d.strip() != "-1"])
+    return len([d for d in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", d.name)])
+
+
+def make_machine(cluster: ClusterConfig, world: World, env: Mapping[str, str], *,
+                 for_plan: bool = False) -> Machine:
+    """The machines of this job. A plan may ask for other machines than this one.
+
+    Raises:
+        ConfigError: where cluster.* and the started world or the visible GPUs disagree.
+    """
+    gpus = visible_gpus(env)
+    device = cluster.device if cluster.device != "auto" else ("cuda" if gpus else "cpu")
+    per_node = cluster.devices_per_node
+    nodes = world.size if cluster.nodes == "auto" else cluster.nodes
+    assert isinstance(nodes, int)
+    if isinstance(per_node, tuple):
+        if cluster.nodes == "auto" and for_plan:
+            nodes = len(per_node)
+        if len(per_node) != nodes or min(per_node) < 1:
+            raise ConfigError(f"cluster.devices_per_node={list(per_node)}: must name at least one "
+                              f"device for each of the {nodes} nodes.")
+        counts = per_node
+    else:
+        count = per_node if isinstance(per_node, int) else (gpus if device == "cuda" else 1)
+        counts = (count,) * nodes
+    if not for_plan:
+        if nodes != world.size:
+            raise ConfigError(f"cluster.nodes={nodes}: this job was started with {world.size} "
+                              f"rank{'s' if world.size > 1 else ''} (launcher: {world.launcher}). "
+                              f"Start it with mpirun -n {nodes} or srun -N {nodes} -n {nodes}.")
+        if device == "cuda" and counts[world.rank] > gpus:
+            raise ConfigError(f"cluster.devices_per_node={counts[world.rank]}: {gpus} GPUs are "
+                              "visible here.")
+    memory, source = _memory(cluster, device, max(counts))
+    return Machine(tuple(counts), device, memory, source)
+
+
+def _memory(cluster: ClusterConfig, device: str, devices: int) -> tuple[int, str]:
+    """Bytes a device may fill, and where the number comes from."""
+    if not isinstance(cluster.memory_gb, str):
+        return int(cluster.memory_gb * 1e9), "cluster.memory_gb"
+    if device == "cpu":
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        found = re.search(r"MemAvailable:\s+(\d+) kB", text)
+        total = int(found.group(1)) * 1024 if found else 8_000_000_000
+        return total // devices, "this machine's free memory shared by its devices"
+    return ASSUMED_GPU_BYTES, "assumed; set cluster.memory_gb"
+
+
+def cpu_threads(devices: int) -> int:
+    """Compute threads of one CPU device: this process's cores, shared by its devices."""
+    return max(1, len(os.sched_getaffinity(0)) // devices)

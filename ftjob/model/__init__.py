@@ -1,0 +1,1 @@
+"""The models: `arch` (axes), `layers`, `attention`, `decoder` (a stage), `families` (formats)."""

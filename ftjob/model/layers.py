@@ -1,0 +1,143 @@
+"""The layers every family is made of: linear with a weight format, norm, embedding, MLP.
+
+Built empty on their device at their local shape; `decoder` puts them together, `device` fills
+them from the stream of cut tensors. x is packed throughout: [N, H], N tokens of many rows.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ftjob.comm import Comm
+from ftjob.model.arch import Activation, Arch
+
+WeightFormat = Literal["float", "int8"]
+Kind = tuple[torch.dtype, torch.device]
+
+
+def parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    """An uninitialised parameter without gradient."""
+    return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
+
+
+class Linear(nn.Module):
+    """y = x W^T + b with W [out, in] in its weight format.
+
+    int8 keeps one f32 scale per output column: W = scale * int8. Row-parallel layers take the
+    scale over the full input axis, so that any tensor split rounds alike.
+    """
+
+    def __init__(self, inputs: int, outputs: int, weights: WeightFormat, kind: Kind) -> None:
+        super().__init__()
+        dtype, device = kind
+        self.weights = weights
+        stored = torch.int8 if weights == "int8" else dtype
+        self.weight = parameter(outputs, inputs, dtype=stored, device=device)
+        self.bias = parameter(outputs, dtype=dtype, device=device)
+        if weights == "int8":
+            self.scale = parameter(outputs, dtype=torch.float32, device=device)
+
+    def set_weight(self, part: torch.Tensor, group: Comm | None) -> None:
+        """Store this device's part of W [out, in]; `group` shares its input axis, if cut."""
+        if self.weights == "float":
+            self.weight.copy_(part)
+            return
+        part = part.to(self.weight.device, torch.float32)
+        largest = part.abs().amax(dim=1)
+        if group is not None:
+            largest = group.all_reduce(largest, "max")
+        scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
+        self.scale.copy_(scale)
+        self.weight.copy_(torch.round(part / scale.unsqueeze(1)))
+
+    def columns(self, x: torch.Tensor, start: int, stop: int, bias: bool = True) -> torch.Tensor:
+        """Output columns start..stop of x W^T (+ b): [N, stop - start]."""
+        weight, b = self.weight[start:stop], self.bias[start:stop] if bias else None
+        if self.weights == "float":
+            return F.linear(x, weight, b)
+        y = F.linear(x, weight.to(x.dtype)) * self.scale[start:stop].to(x.dtype)
+        return y if b is None else y + b
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """All output columns, with the bias."""
+        return self.columns(x, 0, self.weight.shape[0])
+
+
+class RowLinear(Linear):
+    """A linear layer whose input axis is cut over the tensor group: sums, then adds b once."""
+
+    def __init__(self, inputs: int, outputs: int, weights: WeightFormat, kind: Kind,
+                 group: Comm) -> None:
+        super().__init__(inputs, outputs, weights, kind)
+        self.group = group
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum over the group, with the bias: [N, out] on every rank."""
+        if self.group.size == 1:
+            return super().forward(x)
+        partial = self.columns(x, 0, self.weight.shape[0], bias=False)
+        return self.group.all_reduce(partial) + self.bias
+
+
+class LayerNorm(nn.Module):
+    """Normalise over the last axis, then scale and shift."""
+
+    def __init__(self, width: int, eps: float, kind: Kind) -> None:
+        super().__init__()
+        dtype, device = kind
+        self.eps = eps
+        self.weight = parameter(width, dtype=dtype, device=device)
+        self.bias = parameter(width, dtype=dtype, device=device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, H] -> [N, H]."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class Embedding(nn.Module):
+    """Token plus position vectors; the vocabulary is cut over the tensor group."""
+
+    def __init__(self, arch: Arch, kind: Kind, group: Comm) -> None:
+        super().__init__()
+        dtype, device = kind
+        self.group = group
+        rows = -(-arch.vocab // group.size)
+        self.first_id = group.rank * rows
+        self.tokens = parameter(rows, arch.hidden, dtype=dtype, device=device)
+        self.positions = parameter(arch.positions, arch.hidden, dtype=dtype, device=device)
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """ids and positions [N] int64 -> [N, H]."""
+        if self.group.size == 1:
+            return F.embedding(ids, self.tokens) + F.embedding(positions, self.positions)
+        local = ids - self.first_id
+        held = (local >= 0) & (local < self.tokens.shape[0])
+        x = F.embedding(local.where(held, 0), self.tokens) * held.unsqueeze(1)
+        return self.group.all_reduce(x) + F.embedding(positions, self.positions)
+
+
+class Mlp(nn.Module):
+    """up, activation, down; the inner columns are cut over the tensor group."""
+
+    def __init__(self, arch: Arch, weights: WeightFormat, kind: Kind, group: Comm) -> None:
+        super().__init__()
+        inner = arch.ffn // group.size
+        self.activation = arch.activation
+        self.up = Linear(arch.hidden, inner, weights, kind)
+        self.down = RowLinear(inner, arch.hidden, weights, kind, group)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, H] -> [N, H]."""
+        y: torch.Tensor = self.down(activate(self.up(x), self.activation))
+        return y
+
+
+def activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """The activation, element by element."""
+    if activation == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")

@@ -1,0 +1,209 @@
+"""The plan: which device holds which part of the model, what it costs, and why a layout is refused.
+
+The only place that computes coordinates. It is made from the configuration and the `Arch` alone,
+loads nothing, and goes to every rank; `commands/plan.py` prints it, `device` builds by it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ftjob.checkpoint.shard import Placed, TensorRule, place
+from ftjob.config.groups import JobConfig
+from ftjob.errors import ConfigError
+from ftjob.model.arch import Arch
+
+DTYPE_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the plan must know of the machines: ranks, devices of each, memory of one device."""
+
+    devices_of_rank: tuple[int, ...]
+    device: str
+    memory_bytes: int
+    memory_source: str
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks, one a node."""
+        return len(self.devices_of_rank)
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """One device: where it is, its coordinates in the mesh, and what it holds.
+
+    Layers are first_layer <= i < last_layer.
+    """
+
+    index: int
+    rank: int
+    local: int
+    data: int
+    pipeline: int
+    tensor: int
+    first_layer: int
+    last_layer: int
+    first: bool
+    last: bool
+    weight_bytes: int
+    cache_bytes_per_token: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole layout. `devices` are in mesh order: tensor fastest, then pipeline, then data."""
+
+    tensor: int
+    pipeline: int
+    data: int
+    machine: Machine
+    devices: tuple[DeviceSpec, ...]
+    max_tokens: int
+    workspace_bytes: int
+
+    def of_rank(self, rank: int) -> list[DeviceSpec]:
+        """The devices of one rank, in local order."""
+        return sorted((d for d in self.devices if d.rank == rank), key=lambda d: d.local)
+
+    def rows_that_fit(self, tokens_per_row: int) -> int:
+        """Rows of that length whose cache fits beside weights and workspace, on every device."""
+        if tokens_per_row < 1:
+            raise ValueError("tokens_per_row must be at least 1")
+        free = [self.machine.memory_bytes - d.weight_bytes - self.workspace_bytes
+                for d in self.devices]
+        return min(max(0, f) // (d.cache_bytes_per_token * tokens_per_row)
+                   for f, d in zip(free, self.devices, strict=True))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for plan.json."""
+        return dataclasses.asdict(self)
+
+
+def make_plan(config: JobConfig, arch: Arch, rules: tuple[TensorRule, ...],
+              machine: Machine) -> Plan:
+    """The layout of `arch` over `machine`.
+
+    Raises:
+        ConfigError: by name, with the numbers and the legal choices, where it is impossible.
+    """
+    tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
+    check_model_split(arch, tensor, pipeline)
+    data = _replicas(config, machine, tensor * pipeline)
+    _check_replicas_fit_nodes(machine, tensor * pipeline)
+    dtype_bytes = DTYPE_BYTES[config.model.dtype]
+    max_tokens = config.batch.max_tokens
+    if isinstance(max_tokens, str):
+        max_tokens = 16384 if machine.device == "cuda" else 2048
+    spans = layer_spans(arch.layers, pipeline)
+    seats = [(rank, local) for rank, n in enumerate(machine.devices_of_rank) for local in range(n)]
+    devices = []
+    for index in range(tensor * pipeline * data):
+        rank, local = seats[index]
+        stage, (first_layer, last_layer) = (index // tensor) % pipeline, spans[
+            (index // tensor) % pipeline]
+        held = place(rules, first_layer, last_layer, first=stage == 0, last=stage == pipeline - 1)
+        devices.append(DeviceSpec(
+            index=index, rank=rank, local=local, data=index // (tensor * pipeline),
+            pipeline=stage, tensor=index % tensor, first_layer=first_layer,
+            last_layer=last_layer, first=stage == 0, last=stage == pipeline - 1,
+            weight_bytes=weight_bytes(held, tensor, dtype_bytes, config.model.weights == "int8"),
+            cache_bytes_per_token=2 * (last_layer - first_layer) * arch.hidden // tensor
+            * dtype_bytes))
+    return Plan(tensor, pipeline, data, machine, tuple(devices), max_tokens,
+                _workspace_bytes(arch, tensor, max_tokens, dtype_bytes))
+
+
+def stage_tensors(rules: tuple[TensorRule, ...], device: DeviceSpec) -> list[Placed]:
+    """The tensors `device` holds a part of, in reading order."""
+    return place(rules, device.first_layer, device.last_layer, first=device.first,
+                 last=device.last)
+
+
+def weight_bytes(held: list[Placed], ways: int, dtype_bytes: int, int8: bool) -> int:
+    """Bytes of weights one tensor rank holds of `held`."""
+    return sum(p.rule.parameter_bytes(ways, dtype_bytes, int8) for p in held)
+
+
+def layer_spans(layers: int, stages: int) -> list[tuple[int, int]]:
+    """Consecutive layers per stage; where they do not divide, the first stages take one more
+    (the last one computes the head besides)."""
+    size, extra = divmod(layers, stages)
+    bounds = [s * size + min(s, extra) for s in range(stages + 1)]
+    return list(zip(bounds, bounds[1:], strict=False))
+
+
+def check_model_split(arch: Arch, tensor: int, pipeline: int) -> None:
+    """Refuse splits the model's shape does not allow.
+
+    Raises:
+        ConfigError: with the number that does not divide and the legal choices.
+    """
+    for what, number in (("attention heads", arch.heads), ("MLP columns", arch.ffn)):
+        if number % tensor:
+            legal = [t for t in range(1, arch.heads + 1)
+                     if arch.heads % t == 0 and arch.ffn % t == 0]
+            raise ConfigError(f"parallel.tensor={tensor}: the model's {number} {what} do not "
+                              f"divide by {tensor}. Legal: {_listed(legal)}.")
+    if pipeline > arch.layers:
+        raise ConfigError(f"parallel.pipeline={pipeline}: the model has {arch.layers} layers, and "
+                          f"a stage takes at least one. Legal: 1 to {arch.layers}.")
+
+
+def check_length(arch: Arch, tokens: int, what: str) -> None:
+    """Refuse sequences longer than the position table.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    if tokens > arch.positions:
+        raise ConfigError(f"{what} = {tokens} tokens: the model has {arch.positions} positions.")
+
+
+def _replicas(config: JobConfig, machine: Machine, per_replica: int) -> int:
+    """The number of replicas, or the refusal of a world that is not T x P x D."""
+    total, data = sum(machine.devices_of_rank), config.parallel.data
+    sizes = f"parallel.tensor={config.parallel.tensor} x parallel.pipeline=" \
+            f"{config.parallel.pipeline}"
+    world = f"{total} device{'s' if total > 1 else ''} ({machine.ranks} rank" \
+            f"{'s' if machine.ranks > 1 else ''} of {_listed(sorted(set(machine.devices_of_rank)))})"
+    if data == "auto":
+        if total % per_replica or total < per_replica:
+            legal = [n for n in range(1, total + 1) if total % n == 0]
+            raise ConfigError(f"{sizes} = {per_replica}: does not divide the {world}. Legal "
+                              f"products: {_listed(legal)}; or change cluster.devices_per_node.")
+        return total // per_replica
+    assert isinstance(data, int)
+    if per_replica * data != total:
+        raise ConfigError(f"{sizes} x parallel.data={data} = {per_replica * data}: the job has "
+                          f"{world}. Use parallel.data=auto, or set cluster.devices_per_node "
+                          f"(and cluster.nodes) to match.")
+    return data
+
+
+def _check_replicas_fit_nodes(machine: Machine, per_replica: int) -> None:
+    """Nodes of unequal size serve data parallel only: every replica within one node."""
+    if len(set(machine.devices_of_rank)) == 1:
+        return
+    for rank, count in enumerate(machine.devices_of_rank):
+        if count % per_replica:
+            raise ConfigError(
+                f"cluster.devices_per_node={list(machine.devices_of_rank)}: node {rank} has "
+                f"{count} devices, and a replica takes {per_replica}. With nodes of unequal size "
+                "every replica must fit within a node.")
+
+
+def _workspace_bytes(arch: Arch, tensor: int, max_tokens: int, dtype_bytes: int) -> int:
+    """Activations of one batch: residual, normed input, q/k/v, attention output and the MLP's
+    inner columns at their widest moment, and f32 logits of one position in sixteen."""
+    inner = max(3 * arch.hidden // tensor, 2 * arch.ffn // tensor)
+    logits = 4 * (max_tokens // 16 + 1) * -(-arch.vocab // tensor)
+    return max_tokens * (3 * arch.hidden + inner) * dtype_bytes + logits
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:16])) + (", ..." if len(numbers) > 16 else "")

@@ -1,0 +1,1 @@
+"""From answers to the report: `journal`, `folder`, `summary`, `compare`, `page`."""

@@ -1,0 +1,123 @@
+"""Are two runs' answers the same? Field by field, real numbers within 1e-4, near ties excused.
+
+Float32 products are not invariant to the batch, so a decision between two almost equal logits can
+turn. A row may differ there only where it recorded the near tie itself, and only few rows may.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftjob.results.summary import read_samples
+
+TOLERANCE = 1e-4
+# Timings and the wording of errors are no answers; ids of rows without an own id are keys, and
+# keys hold the dtype and checkpoint, which two runs may state differently.
+IGNORED = frozenset({"error", "key"})
+# What a turned decision of teacher-forced scoring may change.
+DECIDED = frozenset({"correct", "last_token_correct", "output", "output_ids", "near_ties",
+                     "ngrams"})
+
+
+@dataclass
+class Comparison:
+    """What was found. `allowed` is how many rows near ties may excuse: max(1, 0.1 %)."""
+
+    rows: int = 0
+    differences: list[str] = field(default_factory=list)
+    excused: list[str] = field(default_factory=list)
+
+    @property
+    def allowed(self) -> int:
+        """Rows that near ties may excuse."""
+        return max(1, self.rows // 1000)
+
+    @property
+    def same(self) -> bool:
+        """Whether the answers are the same."""
+        return not self.differences and len(self.excused) <= self.allowed
+
+
+def compare_runs(first: Path, second: Path) -> Comparison:
+    """Compare two samples.jsonl files, both in dataset order."""
+    return compare_samples(read_samples(first), read_samples(second))
+
+
+def compare_samples(first: Iterable[dict[str, Any]], second: Iterable[dict[str, Any]]
+                    ) -> Comparison:
+    """Compare two streams of records; each is read once."""
+    found = Comparison()
+    left, right = iter(first), iter(second)
+    a, b = next(left, None), next(right, None)
+    while a is not None or b is not None:
+        index_a = a["index"] if a is not None else math.inf
+        index_b = b["index"] if b is not None else math.inf
+        if index_a == index_b:
+            assert a is not None
+            assert b is not None
+            _compare_row(found, a, b)
+        elif index_a < index_b:
+            found.differences.append(f"row {index_a}: only in the first run")
+        else:
+            found.differences.append(f"row {index_b}: only in the second run")
+        found.rows += 1
+        if index_a <= index_b:
+            a = _following(left, index_a, found, "first")
+        if index_b <= index_a:
+            b = _following(right, index_b, found, "second")
+    return found
+
+
+def _following(stream: Any, index: float, found: Comparison, which: str) -> dict[str, Any] | None:
+    """The next record with a higher index; one that does not rise is a doubled row."""
+    for record in stream:
+        if record["index"] > index:
+            following: dict[str, Any] = record
+            return following
+        found.differences.append(f"row {record['index']}: twice in the {which} run")
+    return None
+
+
+def _compare_row(found: Comparison, a: dict[str, Any], b: dict[str, Any]) -> None:
+    keyed = a["id"] == a["key"] and b["id"] == b["key"]
+    skip = IGNORED | ({"id"} if keyed else set())
+    names = sorted({*a, *b} - skip)
+    differing = [n for n in names if not _equal(a.get(n), b.get(n))]
+    if (a["error"] is None) != (b["error"] is None):
+        differing.append("error")
+    if not differing or differing == ["near_ties"]:
+        return  # a gap just above the threshold in one run and just below in the other
+    where = f"row {a['index']} (line {a['line']})"
+    ties = {int(p) for record in (a, b) for p, _ in record["near_ties"]}
+    turned = _positions(a["output_ids"], b["output_ids"])
+    if set(differing) <= DECIDED and turned and turned <= ties:
+        found.excused.append(f"{where}: {', '.join(differing)} at {sorted(turned)}")
+        return
+    shown = "; ".join(f"{n}: {_short(a.get(n))} / {_short(b.get(n))}" for n in differing)
+    found.differences.append(f"{where}: {shown}")
+
+
+def _positions(a: list[int], b: list[int]) -> set[int]:
+    """Where two lists of ids differ; a different length differs everywhere beyond the shorter."""
+    longer = max(len(a), len(b))
+    return {i for i in range(longer) if a[i:i + 1] != b[i:i + 1]}
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return a == b or (isinstance(a, float) or isinstance(b, float)) and \
+            math.isclose(a, b, rel_tol=0.0, abs_tol=TOLERANCE)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return bool(a == b)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

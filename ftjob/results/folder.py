@@ -1,0 +1,149 @@
+"""The run folder: the whole record of a run, each file with one writer, readable by a person.
+
+Everything but journals and logs is written beside and renamed, so that a death at any moment
+leaves the old file or the new one. `rank` writes it while it runs, `summary` when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ftjob.errors import ResumeRefused, RunFolderError
+
+
+class RunFolder:
+    """Paths below `path`, and the number of attempts made there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the folder."""
+        return self.path / name
+
+    def journal(self, rank: int, attempt: int) -> Path:
+        """The journal one rank writes in one attempt."""
+        return self.path / "journal" / f"rank{rank:04d}.attempt{attempt}.jsonl"
+
+    def status(self, rank: int, attempt: int) -> Path:
+        """The status file one rank writes in one attempt."""
+        return self.path / "status" / f"rank{rank:04d}.attempt{attempt}.json"
+
+    def attempts(self) -> list[int]:
+        """The numbers of the attempts that left a status or a journal, in order."""
+        found = {int(m.group(1)) for kind in ("status", "journal")
+                 for f in (self.path / kind).glob("rank*")
+                 if (m := re.fullmatch(r"rank\d+\.attempt(\d+)\.jsonl?", f.name))}
+        return sorted(found)
+
+    def statuses(self) -> list[dict[str, Any]]:
+        """Every rank's status of every attempt, by attempt and rank."""
+        files = [f for f in (self.path / "status").glob("rank*.attempt*.json")]
+        read = [read_json_file(f) for f in files]
+        return sorted(read, key=lambda s: (s["attempt"], s["rank"]))
+
+
+def read_json_file(path: Path) -> dict[str, Any]:
+    """A JSON object of the run folder.
+
+    Raises:
+        RunFolderError: naming the file, where it is absent or damaged.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RunFolderError(f"{path}: is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise RunFolderError(f"{path}: is damaged: not a JSON object")
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole: beside, synced, then renamed over the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, whole."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sync_folder(path: Path) -> None:
+    """Make names in the folder durable; file systems that cannot are left alone."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # some network file systems refuse fsync on a folder
+    finally:
+        os.close(handle)
+
+
+def open_folder(wanted: str | None, name: str, now: datetime) -> RunFolder:
+    """The run's folder: `run.dir` if given (new or to be resumed), else a fresh dated one.
+
+    Raises:
+        ResumeRefused: where run.dir holds something else than a run.
+        RunFolderError: where it cannot be made.
+    """
+    safe = re.sub(r"[^\w.+-]+", "_", name).strip("._") or "run"
+    try:
+        if wanted is not None:
+            path = Path(wanted).expanduser()
+            if path.is_dir() and any(path.iterdir()) and not (path / "identity.json").is_file():
+                raise ResumeRefused(f"run.dir={wanted}: the folder is not empty and is no run of "
+                                    "ftjob's (it has no identity.json). Name another folder.")
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path = _fresh(Path("runs"), f"{now:%Y-%m-%d_%H-%M-%S}_{safe}")
+    except OSError as error:
+        raise RunFolderError(f"run.dir={wanted or 'runs'}: cannot be made: "
+                             f"{error.strerror}") from None
+    _point_latest(path)
+    return RunFolder(path)
+
+
+def _fresh(parent: Path, name: str) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ["", *(f".{n}" for n in range(2, 1000))]:
+        path = parent / f"{name}{suffix}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue  # another job of the same second
+        return path
+    raise OSError(17, "a thousand runs of this name and second")
+
+
+def _point_latest(path: Path) -> None:
+    """Point the link `latest` beside the folder at it. A convenience: failing changes nothing."""
+    link, beside = path.parent / "latest", path.parent / f".latest.{os.getpid()}"
+    if link.exists() and not link.is_symlink():
+        return
+    try:
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(path.name, target_is_directory=True)
+        os.replace(beside, link)
+    except OSError:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,244 @@
+"""Reads results.json into the facts a report states: the run's state, its scores, its tables.
+
+Any part may be missing, because a run that died early still gets a report. The page, the
+Markdown twin, summary.txt and the terminal all print these facts and decide nothing themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ftjob.errors import BELOW_EXPECTATION, DONE, DRAINED, EXIT_CODES, TOO_MANY_FAILED
+from ftjob.results.page.formats import limit, measured, number, real
+
+# Runs that ended with these codes went through all of their rows.
+COMPLETE = (DONE, TOO_MANY_FAILED, BELOW_EXPECTATION)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one task, as numbers and as text."""
+
+    task: str
+    name: str
+    kept: str
+    title: str
+    unit: str
+    definition: str
+    better: str
+    value: float | None
+    stderr: float | None
+    expectation: str = ""
+    met: bool = True
+
+    @property
+    def about(self) -> str:
+        """The definition, and which way is better, as sentences."""
+        better = f"{self.better[:1].upper()}{self.better[1:]}." if self.better else ""
+        return f"{self.definition} {better}".strip()
+
+    @property
+    def shown(self) -> str:
+        """The value with its unit."""
+        return measured(self.value, self.unit, self.stderr)
+
+    @property
+    def error(self) -> str:
+        """The standard error with its unit; empty when there is none."""
+        return "" if self.stderr is None else measured(self.stderr, self.unit, self.stderr)
+
+    @property
+    def interval(self) -> str:
+        """The 95% interval of a normal approximation; a share stays between 0 and 1."""
+        if self.value is None or self.stderr is None:
+            return ""
+        low, high = self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
+        if self.unit == "%":
+            low, high = max(0.0, low), min(1.0, high)
+        return " to ".join(measured(end, self.unit, self.stderr) for end in (low, high))
+
+
+@dataclass(frozen=True)
+class State:
+    """How the run ended, and whether its result counts."""
+
+    code: int | None
+    title: str
+    meaning: str
+    cause: str
+    reasons: tuple[str, ...]
+
+    @property
+    def valid(self) -> bool:
+        """True when nothing speaks against the result."""
+        return not self.reasons
+
+    @property
+    def verdict(self) -> str:
+        """VALID or INVALID, as MLPerf writes it."""
+        return "VALID" if self.valid else "INVALID"
+
+
+def part(results: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A mapping of results.json, empty when the run died before writing it."""
+    value = results.get(key)
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def items(results: Mapping[str, Any], key: str) -> list[Any]:
+    """A list of results.json, empty when the run died before writing it."""
+    value = results.get(key)
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def records(results: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """A list of mappings of results.json."""
+    return [dict(item) for item in items(results, key) if isinstance(item, Mapping)]
+
+
+def scores(results: Mapping[str, Any]) -> list[Score]:
+    """Every metric of every task, headline metrics first and in their order."""
+    headline = [str(name) for name in items(results, "headline")]
+    found: list[Score] = []
+    for task, values in part(results, "results").items():
+        if isinstance(values, Mapping):
+            alias = str(values.get("alias", task)).strip()
+            found += [
+                _score(results, alias, values, key)
+                for key in values
+                if "," in key and not key.split(",")[0].endswith("_stderr")
+            ]
+    rank = {name: i for i, name in enumerate(headline)}
+    return sorted(found, key=lambda s: rank.get(s.name, len(rank)))
+
+
+def _score(results: Mapping[str, Any], task: str, values: Mapping[str, Any], key: str) -> Score:
+    name, _, kept = key.partition(",")
+    about = part(part(results, "metrics"), name)
+    title = str(about.get("title") or name.replace("_", " "))
+    unit, value = str(about.get("unit") or ""), real(values.get(key))
+    stderr = real(values.get(f"{name}_stderr,{kept}"))
+    expectation, met = _expected(part(part(results, "expect"), name), unit)
+    higher = about.get("higher_is_better")
+    return Score(
+        task=task,
+        name=name,
+        kept="" if kept == "none" else kept,
+        title=title if kept == "none" else f"{title} ({kept})",
+        unit=unit,
+        definition=str(about.get("definition") or ""),
+        better="" if higher is None else f"{'higher' if higher else 'lower'} is better",
+        value=value,
+        stderr=stderr,
+        expectation=expectation,
+        met=met,
+    )
+
+
+def _expected(expect: Mapping[str, Any], unit: str) -> tuple[str, bool]:
+    limits = [
+        f"{word} {limit(expect[key], unit)}"
+        for key, word in (("minimum", "at least"), ("maximum", "at most"))
+        if real(expect.get(key)) is not None
+    ]
+    return " and ".join(limits), not expect or bool(expect.get("met"))
+
+
+def headline(results: Mapping[str, Any]) -> list[Score]:
+    """The scores to show largest, the first one first."""
+    names = {str(name) for name in items(results, "headline")}
+    return [score for score in scores(results) if score.name in names]
+
+
+def state(results: Mapping[str, Any]) -> State:
+    """How the run ended, and every reason why its result does not count."""
+    code = results["code"] if isinstance(results.get("code"), int) else None
+    meaning, title = _ending(code)
+    reasons = [] if code in COMPLETE else [f"the run is incomplete: {meaning}"]
+    failed = part(results, "failed")
+    count, allowed = int(failed.get("count") or 0), int(failed.get("max_failed") or 0)
+    if count > allowed:
+        reasons.append(f"{number(count)} failed {'row' if count == 1 else 'rows'}, "
+                       f"{number(allowed)} allowed")  # fmt: skip
+    reasons += _missed(results)
+    if code in COMPLETE and not reasons and _unmeasured(results):
+        reasons.append("no headline score was measured")
+    if code != DONE and not reasons:
+        reasons.append(meaning)
+    return State(code, title, meaning, str(results.get("cause") or ""), tuple(reasons))
+
+
+def _ending(code: int | None) -> tuple[str, str]:
+    if code is None:
+        return "no exit code was recorded", "Stopped early without an exit code"
+    title = "Finished" if code in COMPLETE else "Drained" if code == DRAINED else "Stopped early"
+    meaning = EXIT_CODES.get(code, "ended by a signal or an unknown code")
+    return f"{meaning} (exit code {code})", f"{title} with exit code {code}" if code else title
+
+
+def _missed(results: Mapping[str, Any]) -> list[str]:
+    missed = []
+    for name, expect in part(results, "expect").items():
+        about = part(part(results, "metrics"), name)
+        unit = str(about.get("unit") or "")
+        limits, met = _expected(expect if isinstance(expect, Mapping) else {}, unit)
+        if not met:
+            value = real(expect.get("value"))
+            got = "it was not measured" if value is None else f"it is {measured(value, unit)}"
+            missed.append(f"{about.get('title') or name} was expected {limits}, {got}")
+    return missed
+
+
+def _unmeasured(results: Mapping[str, Any]) -> bool:
+    return bool(items(results, "headline")) and all(s.value is None for s in headline(results))
+
+
+def samples(results: Mapping[str, Any]) -> str:
+    """How many rows were scored, or would have been, of how many; empty when unknown."""
+    tasks = part(results, "n-samples")
+    texts = []
+    for task, counts in tasks.items():
+        if isinstance(counts, Mapping):
+            of = f"{number(counts.get('effective'))} of {number(counts.get('original'))} rows"
+            texts.append(of if len(tasks) == 1 else f"{task}: {of}")
+    scored = any(score.value is not None for score in scores(results))
+    return f"{'Scored' if scored else 'Planned'}: {', '.join(texts)}" if texts else ""
+
+
+def phase_spans(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The phases that have a start. One without an end was cut off: it ends with its attempt."""
+    spans = [p for p in records(results, "phases") if real(p.get("start_s")) is not None]
+    last: dict[int, float] = {}
+    for span in spans:
+        attempt = span["attempt"] = int(span.get("attempt") or 0)
+        known = real(span.get("end_s"))
+        last[attempt] = max(last.get(attempt, 0.0), span["start_s"], known or 0.0)
+    for span in spans:
+        span["cut"] = real(span.get("end_s")) is None
+        span["end_s"] = last[span["attempt"]] if span["cut"] else span["end_s"]
+        span["name"] = str(span.get("name"))
+    return spans
+
+
+def lane_name(where: Mapping[str, Any]) -> str:
+    """`rank 0` or `rank 0 device 1`."""
+    rank = f"rank {where.get('rank', 0)}"
+    return rank if where.get("device") is None else f"{rank} device {where['device']}"
+
+
+def phase_times(results: Mapping[str, Any]) -> dict[tuple[int, str], dict[str, float]]:
+    """Seconds per lane, for each (attempt, phase), in the order they began."""
+    times: dict[tuple[int, str], dict[str, float]] = {}
+    for span in sorted(phase_spans(results), key=lambda s: (s["attempt"], s["start_s"])):
+        lanes = times.setdefault((span["attempt"], span["name"]), {})
+        lane = lane_name(span)
+        lanes[lane] = lanes.get(lane, 0.0) + span["end_s"] - span["start_s"]
+    return times
+
+
+def attempts_differ(results: Mapping[str, Any]) -> bool:
+    """True when tables have to say which attempt a line belongs to."""
+    seen = {int(r.get("attempt") or 0) for k in ("phases", "devices") for r in records(results, k)}
+    return len(seen | {int(a.get("attempt") or 0) for a in records(results, "attempts")}) > 1

@@ -1,0 +1,258 @@
+"""From a run folder to its results: merges the journals, computes the score, writes the report.
+
+Reads nothing but the folder, so `python -m ftjob report RUN` and the run itself give the same
+files. The last stop of every batch: samples.jsonl, results.json, report.html, report.md,
+summary.txt, status.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftjob import __version__
+from ftjob.config import JobConfig, build
+from ftjob.errors import (
+    BELOW_EXPECTATION,
+    DONE,
+    KILLED,
+    TOO_MANY_FAILED,
+    Cause,
+    ConfigError,
+    RunFolderError,
+)
+from ftjob.results.folder import RunFolder, read_json_file, write_json, write_text
+from ftjob.results.journal import History, raw_lines, read_history
+from ftjob.tasks import make_task
+from ftjob.tasks.base import Summary, Task
+
+Json = dict[str, Any]
+SHOWN_FAILURES = 50
+
+
+def load_config(folder: RunFolder) -> JobConfig:
+    """The resolved configuration of a run.
+
+    Raises:
+        RunFolderError: where config.yaml is absent or no longer valid.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = folder.file("config.yaml")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+        if not isinstance(values, dict):
+            raise ConfigError("not a mapping")
+        return build({str(k): v for k, v in values.items()})
+    except (OSError, YAMLError, OmegaConfBaseException, ConfigError) as error:
+        raise RunFolderError(f"{path}: cannot be read: {error}") from None
+
+
+def merge(folder: RunFolder, history: History) -> None:
+    """Write samples.jsonl: every journaled record once, in dataset order."""
+    path = folder.file("samples.jsonl")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            for line in raw_lines(history.entries):
+                file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_samples(path: Path) -> Iterator[Json]:
+    """The records of a samples.jsonl.
+
+    Raises:
+        RunFolderError: with file and line, for a damaged one.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    raise RunFolderError(f"{path}: line {number} is damaged") from None
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def merged_status(folder: RunFolder) -> Json:
+    """status.json: the latest attempt's code and first cause, over all its ranks.
+
+    A rank that left no end (killed without a word) reads as killed.
+    """
+    statuses = folder.statuses()
+    if not statuses:
+        raise RunFolderError(f"{folder.path}: no attempt has left a status there")
+    for status in statuses:
+        if status["code"] is None:
+            status["code"] = KILLED
+            status["cause"] = Cause(
+                KILLED, f"attempt {status['attempt']} ended without a status, last heartbeat "
+                f"{status['heartbeat']}", status["rank"]).as_dict()
+    latest = [s for s in statuses if s["attempt"] == statuses[-1]["attempt"]]
+    worst = next((s for s in latest if s["code"] != DONE), latest[0])
+    return {"code": worst["code"], "cause": worst["cause"], "attempt": worst["attempt"],
+            "ranks": statuses}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A task's summary of a samples.jsonl, with what it was counted over."""
+
+    summary: Summary
+    answered: int
+    failed: int
+    first_failed: list[Json]
+
+
+def score_samples(task: Task, path: Path) -> Score:
+    """The score of a samples.jsonl. Memory does not grow with its rows."""
+    counts = [0, 0]
+    first_failed: list[Json] = []
+
+    def counted() -> Iterator[Json]:
+        for sample in read_samples(path):
+            counts[sample["error"] is not None] += 1
+            if sample["error"] is not None and len(first_failed) < SHOWN_FAILURES:
+                first_failed.append({k: sample[k] for k in ("line", "id", "error")})
+            yield sample
+
+    summary = task.summarise(counted())
+    return Score(summary, counts[0], counts[1], first_failed)
+
+
+def verdict(config: JobConfig, values: dict[str, float], failed: int) -> tuple[int, str | None]:
+    """The exit code of a run that reached its end, and its reason."""
+    if failed > config.run.max_failed:
+        return TOO_MANY_FAILED, (f"{failed} rows failed, run.max_failed is "
+                                 f"{config.run.max_failed}")
+    for name, least in config.dataset.expect.items():
+        value = values.get(name)
+        if value is None or value < least:
+            found = "was not computed" if value is None else f"is {value:.6g}"
+            return BELOW_EXPECTATION, f"{name} {found}, dataset.expect asks for {least:g}"
+    return DONE, None
+
+
+def finish(folder: RunFolder, *, final: bool) -> Json:
+    """Merge, score and write results.json; `final` says the latest attempt reached its end.
+
+    Returns the results. Its `code` is the run's: the attempt's own if it did not reach the end,
+    else what failed rows and expectations make of it.
+    """
+    config = load_config(folder)
+    task = make_task(config.dataset)
+    merge(folder, read_history(folder))
+    score = score_samples(task, folder.file("samples.jsonl"))
+    status = merged_status(folder)
+    code, cause = status["code"], _cause_text(status["cause"])
+    if final:
+        code, cause = verdict(config, score.summary.values, score.failed)
+    results = _results(folder, config, task, score, status)
+    results.update(code=code, cause=cause)
+    write_json(folder.file("results.json"), results)
+    return results
+
+
+def write_report(folder: RunFolder, results: Json) -> None:
+    """Render report.html, report.md and summary.txt."""
+    from ftjob.results.page import render_html, render_markdown, render_summary
+
+    environment = read_json_file(folder.file("environment.json"))
+    config_yaml = folder.file("config.yaml").read_text(encoding="utf-8")
+    write_text(folder.file("report.html"), render_html(results, config_yaml, environment))
+    write_text(folder.file("report.md"), render_markdown(results, environment))
+    write_text(folder.file("summary.txt"), render_summary(results))
+
+
+def _cause_text(cause: Json | None) -> str | None:
+    return None if cause is None else str(Cause(**cause))
+
+
+def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, status: Json
+             ) -> Json:
+    """results.json in lm-eval's shape, with what the page shows besides."""
+    environment = read_json_file(folder.file("environment.json"))
+    plan = read_json_file(folder.file("plan.json"))
+    ranks = status["ranks"]
+    devices = [{k: v for k, v in d.items() if k != "spec"} for s in ranks for d in s["devices"]]
+    last, summary = ranks[-1], score.summary
+    figures: Json = {"alias": task.name}
+    for name, value in summary.values.items():
+        figures[f"{name},none"] = value
+        if name in summary.stderrs:
+            figures[f"{name}_stderr,none"] = summary.stderrs[name]
+    figures["sample_len"] = score.answered
+    expect = {name: {"minimum": least, "value": summary.values.get(name),
+                     "met": (summary.values.get(name) or 0.0) >= least}
+              for name, least in config.dataset.expect.items()}
+    overrides = folder.file("overrides.txt").read_text(encoding="utf-8").splitlines()
+    return {
+        "ftjob": __version__, "run_dir": str(folder.path), "name": config.run.name
+        or config.model.name, "date": last["started"], "git_hash": environment.get("git_hash"),
+        "command": shlex.join(["python", "-m", "ftjob", *overrides]),
+        "results": {task.name: figures}, "headline": list(task.headline),
+        "metrics": {n: {"title": m.title, "unit": m.unit, "definition": m.definition,
+                        "higher_is_better": m.higher_is_better}
+                    for n, m in task.metrics.items()},
+        "higher_is_better": {task.name: {n: m.higher_is_better for n, m in task.metrics.items()}},
+        "n-samples": {task.name: {"original": last["dataset"]["total"],
+                                  "effective": score.answered}},
+        "dataset": last["dataset"]["name"],
+        "failed": {"count": score.failed, "max_failed": config.run.max_failed,
+                   "first": score.first_failed},
+        "expect": expect, "throughput": _throughput(ranks),
+        "phases": [p for s in ranks for p in s["phases"]], "devices": devices,
+        "attempts": [{"attempt": s["attempt"], "code": s["code"],
+                      "cause": _cause_text(s["cause"]), "rows": s["rows"],
+                      "started": s["started"], "host": s["host"]}
+                     for s in ranks if s["rank"] == 0],
+        "model": plan["model"],
+        "parallel": {k: plan["plan"][k] for k in ("tensor", "pipeline", "data")} | {
+            "ranks": len(plan["plan"]["machine"]["devices_of_rank"])},
+        "total_evaluation_time_seconds": sum(s["elapsed_s"] for s in ranks if s["rank"] == 0),
+        "notes": _notes(plan["model"], config), "charts": summary.charts,
+        "tables": summary.tables}
+
+
+def _throughput(ranks: list[Json]) -> Json:
+    """Rows and real tokens per second of the time in which any device scored, attempts added up.
+
+    A replica of several devices does its rows together: they count once, by its first device.
+    """
+    rows = tokens = 0
+    seconds = 0.0
+    for attempt in {s["attempt"] for s in ranks}:
+        spans = [(p["start_s"], p["end_s"]) for s in ranks if s["attempt"] == attempt
+                 for p in s["phases"] if p["name"] == "score"]
+        if spans:
+            seconds += max(e for _, e in spans) - min(b for b, _ in spans)
+        first = [d for s in ranks if s["attempt"] == attempt for d in s["devices"]
+                 if d["spec"]["tensor"] == 0 and d["spec"]["pipeline"] == 0]
+        rows += sum(d["rows"] for d in first)
+        tokens += sum(d["tokens"] for d in first)
+    return {"rows": rows, "tokens": tokens, "seconds": round(seconds, 4),
+            "rows_per_s": rows / seconds if seconds else 0.0,
+            "tokens_per_s": tokens / seconds if seconds else 0.0}
+
+
+def _notes(model: Json, config: JobConfig) -> list[str]:
+    notes = []
+    if model["random"]:
+        notes.append("The weights are random: scores mean nothing, only speed and memory do.")
+    if config.dataset.limit is not None:
+        notes.append(f"Only the first {config.dataset.limit} rows were asked for "
+                     "(dataset.limit).")
+    return notes
