@@ -15,15 +15,31 @@ from types import MappingProxyType
 from ftjob.errors import INTERRUPTED, JobError, nearest
 
 # name -> (module, one line of help)
-COMMANDS = MappingProxyType({
-    "run": ("ftjob.commands.run", "run a job and write its report (the default command)"),
-    "plan": ("ftjob.commands.plan", "print layout, memory and largest batch; load nothing"),
-    "models": ("ftjob.commands.models", "list the models of conf/model"),
-    "report": ("ftjob.commands.report", "RUN: rebuild the report of a run folder"),
-    "compare": ("ftjob.commands.compare", "RUN_A RUN_B: are the answers the same?"),
-})
-HYDRA_FLAGS = frozenset({"--help", "-h", "--hydra-help", "--cfg", "-c", "--multirun", "-m",
-                         "--info", "-i", "--resolve", "--package", "-p"})
+COMMANDS = MappingProxyType(
+    {
+        "run": ("ftjob.commands.run", "run a job and write its report (the default command)"),
+        "plan": ("ftjob.commands.plan", "print layout, memory and largest batch; load nothing"),
+        "models": ("ftjob.commands.models", "list the models of conf/model"),
+        "report": ("ftjob.commands.report", "RUN: rebuild the report of a run folder"),
+        "compare": ("ftjob.commands.compare", "RUN_A RUN_B: are the answers the same?"),
+    }
+)
+HYDRA_FLAGS = frozenset(
+    {
+        "--help",
+        "-h",
+        "--hydra-help",
+        "--cfg",
+        "-c",
+        "--multirun",
+        "-m",
+        "--info",
+        "-i",
+        "--resolve",
+        "--package",
+        "-p",
+    }
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,8 +60,11 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "+", "~")):
         command = arguments.pop(0)
     if command not in COMMANDS:
-        print(f"ftjob: {command}: no such command. {nearest(command, COMMANDS)}\nOverrides are "
-              "written key=value.", file=sys.stderr)
+        print(
+            f"ftjob: {command}: no such command. {nearest(command, COMMANDS)}\nOverrides are "
+            "written key=value.",
+            file=sys.stderr,
+        )
         return 2
     module = importlib.import_module(COMMANDS[command][0])
     if command in ("report", "compare"):

@@ -37,8 +37,9 @@ def windows(requests: Iterable[ScoreRequest], size: int) -> Iterator[list[ScoreR
         yield window
 
 
-def chunks(requests: Iterable[ScoreRequest], *, window: int, max_tokens: int, by_length: bool
-           ) -> Iterator[Chunk]:
+def chunks(
+    requests: Iterable[ScoreRequest], *, window: int, max_tokens: int, by_length: bool
+) -> Iterator[Chunk]:
     """Chunks of at most `max_tokens` tokens; a longer row is a chunk of its own."""
     sequence = 0
     for batch in windows(requests, window):

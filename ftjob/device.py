@@ -64,8 +64,9 @@ class DeviceThread(threading.Thread):
     """Runs one `DeviceSpec`. `inbox` takes chunks, None ends the thread; `outbox` is shared by
     the rank's devices."""
 
-    def __init__(self, job: Job, spec: DeviceSpec, group: Comm, outbox: queue.Queue[Message],
-                 phases: Phases) -> None:
+    def __init__(
+        self, job: Job, spec: DeviceSpec, group: Comm, outbox: queue.Queue[Message], phases: Phases
+    ) -> None:
         super().__init__(name=f"device{spec.local}", daemon=True)
         self.job, self.spec, self.group, self.phases = job, spec, group, phases
         self.inbox: queue.Queue[Chunk | None] = queue.Queue()
@@ -92,8 +93,9 @@ class DeviceThread(threading.Thread):
                     start = time.monotonic()
                     with self.phases.phase("score", self.spec.local), self._memory_error():
                         scored = score_chunk(stage, serving, self.device, self.pulse)
-                    self.outbox.put(Answered(self.spec.local, serving, scored,
-                                             time.monotonic() - start))
+                    self.outbox.put(
+                        Answered(self.spec.local, serving, scored, time.monotonic() - start)
+                    )
         except BaseException as error:
             self.outbox.put(Failed(self.spec.local, self._cause(error, serving)))
 
@@ -102,16 +104,26 @@ class DeviceThread(threading.Thread):
         job, spec = self.job, self.spec
         dtype = DTYPES[job.config.model.dtype]
         with self.phases.phase("load", spec.local):
-            stage = Stage(job.source.arch, range(spec.first_layer, spec.last_layer),
-                          job.config.model.weights, (dtype, self.device), self.group,
-                          first=spec.first, last=spec.last)
-            open_files = (FileSource(job.source.index) if job.source.index is not None else
-                          nullcontext(RandomSource(job.config.model.seed, self.device, dtype)))
+            stage = Stage(
+                job.source.arch,
+                range(spec.first_layer, spec.last_layer),
+                job.config.model.weights,
+                (dtype, self.device),
+                self.group,
+                first=spec.first,
+                last=spec.last,
+            )
+            open_files = (
+                FileSource(job.source.index)
+                if job.source.index is not None
+                else nullcontext(RandomSource(job.config.model.seed, self.device, dtype))
+            )
             missing = {name for name, _ in stage.named_parameters() if not name.endswith(".scale")}
             with open_files as source:
                 held = stage_tensors(job.source.rules, spec)
-                for placed, part in cut_tensors(source, held, spec.tensor, job.plan.tensor,
-                                                self.pulse):
+                for placed, part in cut_tensors(
+                    source, held, spec.tensor, job.plan.tensor, self.pulse
+                ):
                     stage.fill(placed.parameter, part, placed.rule.cuts_input)
                     missing.remove(placed.parameter)
             if missing:
@@ -123,8 +135,9 @@ class DeviceThread(threading.Thread):
         with self.phases.phase("warm-up", self.spec.local), self._memory_error():
             ids = [i % self.job.source.arch.vocab for i in range(8)]
             row = Row(0, 0, b"", "")
-            score_chunk(stage, Chunk(0, (ScoreRequest(row, "", ids, 7, 7),)), self.device,
-                        self.pulse)
+            score_chunk(
+                stage, Chunk(0, (ScoreRequest(row, "", ids, 7, 7),)), self.device, self.pulse
+            )
 
     @contextmanager
     def _memory_error(self) -> Iterator[None]:
@@ -133,7 +146,8 @@ class DeviceThread(threading.Thread):
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"batch.max_tokens={self.job.plan.max_tokens}: {self.device} ran out of memory "
-                f"({str(error).splitlines()[0]}). Lower it, or split the model.") from None
+                f"({str(error).splitlines()[0]}). Lower it, or split the model."
+            ) from None
 
     def _label(self) -> str:
         if self.device.type == "cuda":
@@ -149,8 +163,11 @@ class DeviceThread(threading.Thread):
         return Cause(
             code=error.code if isinstance(error, JobError) else BUG,
             message=str(error) if known else f"{type(error).__name__}: {error}",
-            device=self.spec.local, phase=self.phases.current() or "serve", request=request,
-            traceback=None if known else traceback.format_exc())
+            device=self.spec.local,
+            phase=self.phases.current() or "serve",
+            request=request,
+            traceback=None if known else traceback.format_exc(),
+        )
 
 
 def _held_bytes(stage: Stage) -> int:

@@ -17,10 +17,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("ftjob", "torch", "numpy", "tokenizers", "safetensors", "hydra-core", "mpi4py",
-            "datasets", "huggingface_hub")
-PREFIXES = ("SLURM_", "OMP_", "MKL_", "NCCL_", "CUDA_VISIBLE_DEVICES", "FTJOB_", "HF_HOME",
-            "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "OMPI_COMM_WORLD_", "PMI_", "TOKENIZERS_")
+PACKAGES = (
+    "ftjob",
+    "torch",
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "hydra-core",
+    "mpi4py",
+    "datasets",
+    "huggingface_hub",
+)
+PREFIXES = (
+    "SLURM_",
+    "OMP_",
+    "MKL_",
+    "NCCL_",
+    "CUDA_VISIBLE_DEVICES",
+    "FTJOB_",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "HF_DATASETS_OFFLINE",
+    "OMPI_COMM_WORLD_",
+    "PMI_",
+    "TOKENIZERS_",
+)
 SECRET = re.compile(r"TOKEN(?!IZER)|KEY|SECRET|PASS|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
 
 
@@ -32,10 +53,17 @@ def describe(env: Mapping[str, str]) -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"python": platform.python_version(), "executable": sys.executable,
-            "platform": platform.platform(), "host": socket.gethostname(), "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)), "git_hash": _git_hash(),
-            "packages": versions, "variables": variables(env)}
+    return {
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "git_hash": _git_hash(),
+        "packages": versions,
+        "variables": variables(env),
+    }
 
 
 def variables(env: Mapping[str, str]) -> dict[str, str]:
@@ -54,10 +82,22 @@ def _git_hash() -> str | None:
     if not (top / ".git").exists():
         return None
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=top, timeout=5,
-                                capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=top, timeout=5,
-                                 capture_output=True, text=True, check=True).stdout.strip()
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=top,
+            timeout=5,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"],
+            cwd=top,
+            timeout=5,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+" if changed else "")

@@ -37,8 +37,11 @@ class ModelSource:
     @property
     def parameters(self) -> int:
         """Number of distinct parameters; a tied head counts once."""
-        return sum(math.prod(r.shape) * (self.arch.layers if r.place == "layer" else 1)
-                   for r in self.rules if r.tied_to is None)
+        return sum(
+            math.prod(r.shape) * (self.arch.layers if r.place == "layer" else 1)
+            for r in self.rules
+            if r.tied_to is None
+        )
 
     def identity(self, seed: int) -> str:
         """What tells these weights from others."""
@@ -66,14 +69,24 @@ class Job:
         """What reports say of the model."""
         config, source = self.config.model, self.source
         return {
-            "name": config.name, "family": source.arch.family, "checkpoint": source.origin,
+            "name": config.name,
+            "family": source.arch.family,
+            "checkpoint": source.origin,
             "format": "random" if source.index is None else "Hugging Face safetensors",
-            "parameters": source.parameters, "dtype": config.dtype, "weights": config.weights,
-            "tokenizer": self.tokenizer.source, "random": source.index is None,
-            "layers": source.arch.layers, "heads": source.arch.heads,
-            "hidden": source.arch.hidden, "ffn": source.arch.ffn, "vocab": source.arch.vocab,
-            "positions": source.arch.positions, "layernorm_eps": source.arch.norm_eps,
-            "checkpoint tensors not used": ", ".join(source.ignored) or "none"}
+            "parameters": source.parameters,
+            "dtype": config.dtype,
+            "weights": config.weights,
+            "tokenizer": self.tokenizer.source,
+            "random": source.index is None,
+            "layers": source.arch.layers,
+            "heads": source.arch.heads,
+            "hidden": source.arch.hidden,
+            "ffn": source.arch.ffn,
+            "vocab": source.arch.vocab,
+            "positions": source.arch.positions,
+            "layernorm_eps": source.arch.norm_eps,
+            "checkpoint tensors not used": ", ".join(source.ignored) or "none",
+        }
 
 
 def identity_hash(facts: dict[str, Any]) -> str:
@@ -96,7 +109,8 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
         raise CheckpointError(
             f"tokenizer {tokenizer.source}: gives ids up to {tokenizer.vocab_size - 1}, but the "
             f"model's vocabulary has {source.arch.vocab}. Name the model's own tokenizer with "
-            "model.tokenizer=PATH.")
+            "model.tokenizer=PATH."
+        )
     return Job(config, source, tokenizer, plan)
 
 
@@ -117,8 +131,10 @@ def open_model(config: JobConfig) -> ModelSource:
     stated = read_json(path)
     actual = family_of(str(stated.get("model_type")))
     if actual != model.family:
-        raise ConfigError(f"model.family={model.family}: {path} says model_type="
-                          f"{stated.get('model_type')}, which family {actual} reads.")
+        raise ConfigError(
+            f"model.family={model.family}: {path} says model_type="
+            f"{stated.get('model_type')}, which family {actual} reads."
+        )
     try:
         arch = kind.read_config(stated)
     except KeyError as error:
@@ -148,4 +164,5 @@ def check_shape(wanted: ArchConfig, arch: Arch, model: str, path: str) -> None:
             raise ConfigError(
                 f"model.arch.{name}={value} (model={model}): {path} says {getattr(arch, name)}. "
                 f"Choose the model that fits, or take the shape from the checkpoint: "
-                f"model={arch.family} model.checkpoint=PATH.")
+                f"model={arch.family} model.checkpoint=PATH."
+            )

@@ -7,6 +7,7 @@ loads nothing, and goes to every rank; `commands/plan.py` prints it, `device` bu
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,18 +75,22 @@ class Plan:
         """Rows of that length whose cache fits beside weights and workspace, on every device."""
         if tokens_per_row < 1:
             raise ValueError("tokens_per_row must be at least 1")
-        free = [self.machine.memory_bytes - d.weight_bytes - self.workspace_bytes
-                for d in self.devices]
-        return min(max(0, f) // (d.cache_bytes_per_token * tokens_per_row)
-                   for f, d in zip(free, self.devices, strict=True))
+        free = [
+            self.machine.memory_bytes - d.weight_bytes - self.workspace_bytes for d in self.devices
+        ]
+        return min(
+            max(0, f) // (d.cache_bytes_per_token * tokens_per_row)
+            for f, d in zip(free, self.devices, strict=True)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for plan.json."""
         return dataclasses.asdict(self)
 
 
-def make_plan(config: JobConfig, arch: Arch, rules: tuple[TensorRule, ...],
-              machine: Machine) -> Plan:
+def make_plan(
+    config: JobConfig, arch: Arch, rules: tuple[TensorRule, ...], machine: Machine
+) -> Plan:
     """The layout of `arch` over `machine`.
 
     Raises:
@@ -104,24 +109,47 @@ def make_plan(config: JobConfig, arch: Arch, rules: tuple[TensorRule, ...],
     devices = []
     for index in range(tensor * pipeline * data):
         rank, local = seats[index]
-        stage, (first_layer, last_layer) = (index // tensor) % pipeline, spans[
-            (index // tensor) % pipeline]
+        stage, (first_layer, last_layer) = (
+            (index // tensor) % pipeline,
+            spans[(index // tensor) % pipeline],
+        )
         held = place(rules, first_layer, last_layer, first=stage == 0, last=stage == pipeline - 1)
-        devices.append(DeviceSpec(
-            index=index, rank=rank, local=local, data=index // (tensor * pipeline),
-            pipeline=stage, tensor=index % tensor, first_layer=first_layer,
-            last_layer=last_layer, first=stage == 0, last=stage == pipeline - 1,
-            weight_bytes=weight_bytes(held, tensor, dtype_bytes, config.model.weights == "int8"),
-            cache_bytes_per_token=2 * (last_layer - first_layer) * arch.hidden // tensor
-            * dtype_bytes))
-    return Plan(tensor, pipeline, data, machine, tuple(devices), max_tokens,
-                _workspace_bytes(arch, tensor, max_tokens, dtype_bytes))
+        devices.append(
+            DeviceSpec(
+                index=index,
+                rank=rank,
+                local=local,
+                data=index // (tensor * pipeline),
+                pipeline=stage,
+                tensor=index % tensor,
+                first_layer=first_layer,
+                last_layer=last_layer,
+                first=stage == 0,
+                last=stage == pipeline - 1,
+                weight_bytes=weight_bytes(
+                    held, tensor, dtype_bytes, config.model.weights == "int8"
+                ),
+                cache_bytes_per_token=2
+                * (last_layer - first_layer)
+                * arch.hidden
+                // tensor
+                * dtype_bytes,
+            )
+        )
+    return Plan(
+        tensor,
+        pipeline,
+        data,
+        machine,
+        tuple(devices),
+        max_tokens,
+        _workspace_bytes(arch, tensor, max_tokens, dtype_bytes),
+    )
 
 
 def stage_tensors(rules: tuple[TensorRule, ...], device: DeviceSpec) -> list[Placed]:
     """The tensors `device` holds a part of, in reading order."""
-    return place(rules, device.first_layer, device.last_layer, first=device.first,
-                 last=device.last)
+    return place(rules, device.first_layer, device.last_layer, first=device.first, last=device.last)
 
 
 def weight_bytes(held: list[Placed], ways: int, dtype_bytes: int, int8: bool) -> int:
@@ -134,7 +162,7 @@ def layer_spans(layers: int, stages: int) -> list[tuple[int, int]]:
     (the last one computes the head besides)."""
     size, extra = divmod(layers, stages)
     bounds = [s * size + min(s, extra) for s in range(stages + 1)]
-    return list(zip(bounds, bounds[1:], strict=False))
+    return list(itertools.pairwise(bounds))
 
 
 def check_model_split(arch: Arch, tensor: int, pipeline: int) -> None:
@@ -145,13 +173,18 @@ def check_model_split(arch: Arch, tensor: int, pipeline: int) -> None:
     """
     for what, number in (("attention heads", arch.heads), ("MLP columns", arch.ffn)):
         if number % tensor:
-            legal = [t for t in range(1, arch.heads + 1)
-                     if arch.heads % t == 0 and arch.ffn % t == 0]
-            raise ConfigError(f"parallel.tensor={tensor}: the model's {number} {what} do not "
-                              f"divide by {tensor}. Legal: {_listed(legal)}.")
+            legal = [
+                t for t in range(1, arch.heads + 1) if arch.heads % t == 0 and arch.ffn % t == 0
+            ]
+            raise ConfigError(
+                f"parallel.tensor={tensor}: the model's {number} {what} do not "
+                f"divide by {tensor}. Legal: {_listed(legal)}."
+            )
     if pipeline > arch.layers:
-        raise ConfigError(f"parallel.pipeline={pipeline}: the model has {arch.layers} layers, and "
-                          f"a stage takes at least one. Legal: 1 to {arch.layers}.")
+        raise ConfigError(
+            f"parallel.pipeline={pipeline}: the model has {arch.layers} layers, and "
+            f"a stage takes at least one. Legal: 1 to {arch.layers}."
+        )
 
 
 def check_length(arch: Arch, tokens: int, what: str) -> None:
@@ -167,21 +200,26 @@ def check_length(arch: Arch, tokens: int, what: str) -> None:
 def _replicas(config: JobConfig, machine: Machine, per_replica: int) -> int:
     """The number of replicas, or the refusal of a world that is not T x P x D."""
     total, data = sum(machine.devices_of_rank), config.parallel.data
-    sizes = f"parallel.tensor={config.parallel.tensor} x parallel.pipeline=" \
-            f"{config.parallel.pipeline}"
-    world = f"{total} device{'s' if total > 1 else ''} ({machine.ranks} rank" \
-            f"{'s' if machine.ranks > 1 else ''} of {_listed(sorted(set(machine.devices_of_rank)))})"
+    sizes = (
+        f"parallel.tensor={config.parallel.tensor} x parallel.pipeline={config.parallel.pipeline}"
+    )
+    each = _listed(sorted(set(machine.devices_of_rank)))
+    world = f"{_count(total, 'device')} ({_count(machine.ranks, 'rank')} of {each})"
     if data == "auto":
         if total % per_replica or total < per_replica:
             legal = [n for n in range(1, total + 1) if total % n == 0]
-            raise ConfigError(f"{sizes} = {per_replica}: does not divide the {world}. Legal "
-                              f"products: {_listed(legal)}; or change cluster.devices_per_node.")
+            raise ConfigError(
+                f"{sizes} = {per_replica}: does not divide the {world}. Legal "
+                f"products: {_listed(legal)}; or change cluster.devices_per_node."
+            )
         return total // per_replica
     assert isinstance(data, int)
     if per_replica * data != total:
-        raise ConfigError(f"{sizes} x parallel.data={data} = {per_replica * data}: the job has "
-                          f"{world}. Use parallel.data=auto, or set cluster.devices_per_node "
-                          f"(and cluster.nodes) to match.")
+        raise ConfigError(
+            f"{sizes} x parallel.data={data} = {per_replica * data}: the job has "
+            f"{world}. Use parallel.data=auto, or set cluster.devices_per_node "
+            f"(and cluster.nodes) to match."
+        )
     return data
 
 
@@ -194,7 +232,8 @@ def _check_replicas_fit_nodes(machine: Machine, per_replica: int) -> None:
             raise ConfigError(
                 f"cluster.devices_per_node={list(machine.devices_of_rank)}: node {rank} has "
                 f"{count} devices, and a replica takes {per_replica}. With nodes of unequal size "
-                "every replica must fit within a node.")
+                "every replica must fit within a node."
+            )
 
 
 def _workspace_bytes(arch: Arch, tensor: int, max_tokens: int, dtype_bytes: int) -> int:
@@ -203,6 +242,10 @@ def _workspace_bytes(arch: Arch, tensor: int, max_tokens: int, dtype_bytes: int)
     inner = max(3 * arch.hidden // tensor, 2 * arch.ffn // tensor)
     logits = 4 * (max_tokens // 16 + 1) * -(-arch.vocab // tensor)
     return max_tokens * (3 * arch.hidden + inner) * dtype_bytes + logits
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def _listed(numbers: list[int]) -> str:

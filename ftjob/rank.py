@@ -82,8 +82,17 @@ class Signals:
 class Rank:
     """One attempt of one rank over one dataset."""
 
-    def __init__(self, job: Job, folder: RunFolder, attempt: int, journal: JournalWriter,
-                 done: set[str], identity: str, log: RunLog, phases: Phases) -> None:
+    def __init__(
+        self,
+        job: Job,
+        folder: RunFolder,
+        attempt: int,
+        journal: JournalWriter,
+        done: set[str],
+        identity: str,
+        log: RunLog,
+        phases: Phases,
+    ) -> None:
         self.job, self.folder, self.attempt, self.journal = job, folder, attempt, journal
         self.log, self.phases, self.identity = log, phases, identity
         self.already, self.unseen = len(done), set(done)
@@ -94,8 +103,10 @@ class Rank:
         self.next_heartbeat = 0.0
         self.outbox: queue.Queue[Message] = queue.Queue()
         group = Solo()
-        self.devices = [DeviceState(DeviceThread(job, spec, group, self.outbox, phases))
-                        for spec in job.plan.of_rank(phases.rank)]
+        self.devices = [
+            DeviceState(DeviceThread(job, spec, group, self.outbox, phases))
+            for spec in job.plan.of_rank(phases.rank)
+        ]
         self.progress = Progress(None, self.already, job.config.run.progress_s)
         self.signals = Signals()
 
@@ -128,13 +139,16 @@ class Rank:
             if not ended and not self.signals.draining:
                 ended = self._hand_out(waiting)
             if self.signals.interrupted:
-                raise Stopped("interrupted (Ctrl-C); the journal holds every finished row",
-                              128 + signal.SIGINT)
+                raise Stopped(
+                    "interrupted (Ctrl-C); the journal holds every finished row",
+                    128 + signal.SIGINT,
+                )
             if not any(d.held for d in self.devices):
                 if self.signals.draining:
                     name = signal.Signals(self.signals.first or 0).name
-                    raise Stopped(f"drained on {name}; run the same command again to go on",
-                                  DRAINED)
+                    raise Stopped(
+                        f"drained on {name}; run the same command again to go on", DRAINED
+                    )
                 if ended:
                     break
             self._collect()
@@ -155,7 +169,8 @@ class Rank:
                     raise ResumeRefused(
                         f"{self.folder.path}: {len(self.unseen)} rows answered there are not in "
                         f"{self.source.name} any more (first key {min(self.unseen)}). Use the "
-                        "data set of the first attempt, or another run.dir.")
+                        "data set of the first attempt, or another run.dir."
+                    )
                 return True
             if not device.held:
                 device.thread.pulse()  # it was idle: its silence was ours
@@ -175,8 +190,12 @@ class Rank:
             device.ready, device.name = True, message.name
             device.weight_bytes = message.weight_bytes
             self._check_weight_bytes(message)
-            self.log.write("info", f"{message.name}: {message.weight_bytes} bytes of weights",
-                           device=message.device, phase="load")
+            self.log.write(
+                "info",
+                f"{message.name}: {message.weight_bytes} bytes of weights",
+                device=message.device,
+                phase="load",
+            )
         if isinstance(message, Answered):
             self._answered(message)
         self._check_alive()
@@ -187,19 +206,30 @@ class Rank:
         """An ignored split would show here: a device must hold just what the plan says."""
         spec = self.devices[ready.device].thread.spec
         if ready.weight_bytes != spec.weight_bytes:
-            raise _DeviceFailed(Cause(1, f"holds {ready.weight_bytes} bytes of weights, the plan "
-                                      f"says {spec.weight_bytes}", device=ready.device,
-                                      phase="load"))
+            raise _DeviceFailed(
+                Cause(
+                    1,
+                    f"holds {ready.weight_bytes} bytes of weights, the plan "
+                    f"says {spec.weight_bytes}",
+                    device=ready.device,
+                    phase="load",
+                )
+            )
 
     def _check_alive(self) -> None:
         limit = self.job.config.run.deadline_s
         for device in self.devices:
             silent = time.monotonic() - device.thread.last_pulse
             if (device.held or not device.ready) and silent > limit:
-                raise _DeviceFailed(Cause(
-                    DeadlinePassed.code, f"no sign of life for {limit:g} s (run.deadline_s)",
-                    self.phases.rank, device.thread.spec.local,
-                    "score" if device.ready else "load"))
+                raise _DeviceFailed(
+                    Cause(
+                        DeadlinePassed.code,
+                        f"no sign of life for {limit:g} s (run.deadline_s)",
+                        self.phases.rank,
+                        device.thread.spec.local,
+                        "score" if device.ready else "load",
+                    )
+                )
 
     def _answered(self, message: Answered) -> None:
         device, chunk = self.devices[message.device], message.chunk
@@ -207,16 +237,22 @@ class Rank:
         device.rows += len(chunk.requests)
         device.tokens += chunk.tokens
         device.busy_s += message.seconds
-        records = [self.task.record(r, s, self.job.tokenizer)
-                   for r, s in zip(chunk.requests, message.scored, strict=True)]
+        records = [
+            self.task.record(r, s, self.job.tokenizer)
+            for r, s in zip(chunk.requests, message.scored, strict=True)
+        ]
         self.journal.append(records)
         self.rows += len(records)
         self.progress.add(len(records), chunk.tokens, 0)
 
     def _chunks(self) -> Iterator[Chunk]:
         batch = self.job.config.batch
-        return chunks(self._requests(), window=batch.window, max_tokens=self.job.plan.max_tokens,
-                      by_length=batch.order == "length")
+        return chunks(
+            self._requests(),
+            window=batch.window,
+            max_tokens=self.job.plan.max_tokens,
+            by_length=batch.order == "length",
+        )
 
     def _requests(self) -> Iterator[ScoreRequest]:
         """The rows still to be answered, prepared a window at a time; failed ones are journaled."""
@@ -235,13 +271,16 @@ class Rank:
                     names.append(key)
                     if len(rows) == self.job.config.batch.window:
                         break
-                prepared = self.task.prepare(rows, names, self.job.tokenizer,
-                                             self.job.source.arch.positions)
+                prepared = self.task.prepare(
+                    rows, names, self.job.tokenizer, self.job.source.arch.positions
+                )
                 failed = [p for p in prepared if isinstance(p, dict)]
             if failed:
                 self._fail_rows(failed)
             yield from (p for p in prepared if isinstance(p, ScoreRequest))
             if not rows:
+                limit = self.job.config.dataset.limit
+                self.progress.set_total(min(self.source.total, limit or self.source.total))
                 return
             rows, names = [], []
 
@@ -259,19 +298,38 @@ class Rank:
         """Write this rank's status file; `code` None means it still runs."""
         self.next_heartbeat = time.monotonic() + HEARTBEAT_S
         machine = self.job.plan.machine
-        write_json(self.folder.status(self.phases.rank, self.attempt), {
-            "rank": self.phases.rank, "attempt": self.attempt, "code": code,
-            "cause": cause.as_dict() if cause else None, "started": self.started,
-            "heartbeat": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "host": socket.gethostname(), "pid": os.getpid(), "rows": self.rows,
-            "failed": self.failed, "dataset": {"name": self.source.name,
-                                               "total": self.source.total},
-            "elapsed_s": round(self.phases.now(), 3), "phases": self.phases.as_list(),
-            "devices": [{"rank": self.phases.rank, "device": d.thread.spec.local,
-                         "name": d.name or machine.device, "attempt": self.attempt,
-                         "rows": d.rows, "tokens": d.tokens, "busy_s": round(d.busy_s, 4),
-                         "weight_bytes": d.weight_bytes, "spec": asdict(d.thread.spec)}
-                        for d in self.devices]})
+        write_json(
+            self.folder.status(self.phases.rank, self.attempt),
+            {
+                "rank": self.phases.rank,
+                "attempt": self.attempt,
+                "code": code,
+                "cause": cause.as_dict() if cause else None,
+                "started": self.started,
+                "heartbeat": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "rows": self.rows,
+                "failed": self.failed,
+                "dataset": {"name": self.source.name, "total": self.source.total},
+                "elapsed_s": round(self.phases.now(), 3),
+                "phases": self.phases.as_list(),
+                "devices": [
+                    {
+                        "rank": self.phases.rank,
+                        "device": d.thread.spec.local,
+                        "name": d.name or machine.device,
+                        "attempt": self.attempt,
+                        "rows": d.rows,
+                        "tokens": d.tokens,
+                        "busy_s": round(d.busy_s, 4),
+                        "weight_bytes": d.weight_bytes,
+                        "spec": asdict(d.thread.spec),
+                    }
+                    for d in self.devices
+                ],
+            },
+        )
 
 
 class _DeviceFailed(Exception):

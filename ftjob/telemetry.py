@@ -84,8 +84,10 @@ class Phases:
     def as_list(self) -> list[dict[str, Any]]:
         """The phases so far, for the status file."""
         with self._lock:
-            return [asdict(Phase(n, self.rank, d, self.attempt, round(a, 4), round(b, 4)))
-                    for n, d, a, b in self._done]
+            return [
+                asdict(Phase(n, self.rank, d, self.attempt, round(a, 4), round(b, 4)))
+                for n, d, a, b in self._done
+            ]
 
 
 class RunLog:
@@ -100,8 +102,9 @@ class RunLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
-    def write(self, level: str, message: str, *, device: int | None = None,
-              phase: str | None = None) -> None:
+    def write(
+        self, level: str, message: str, *, device: int | None = None, phase: str | None = None
+    ) -> None:
         """One line; a message of several lines is indented."""
         when = datetime.now(timezone.utc).astimezone().isoformat(timespec="milliseconds")
         where = f"rank={self.rank} device={'-' if device is None else device} phase={phase or '-'}"
@@ -156,8 +159,10 @@ class Progress:
         rate = (self._done - self._before) / elapsed
         left = (self._total - self._done) / rate if self._total and rate else None
         eta = "?" if left is None else f"{left:.0f}s"
-        return (f"ftjob: rows={self._done}/{self._total or '?'} rows_per_s={rate:.1f} "
-                f"tokens_per_s={self._tokens / elapsed:.0f} eta={eta} failed={self._failed}")
+        return (
+            f"ftjob: rows={self._done}/{self._total or '?'} rows_per_s={rate:.1f} "
+            f"tokens_per_s={self._tokens / elapsed:.0f} eta={eta} failed={self._failed}"
+        )
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -35,8 +35,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, without start or end tokens."""
-        return [e.ids for e in
-                self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; ids the tokenizer does not know are left out."""
@@ -55,8 +54,10 @@ def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
     if spec is not None and spec.startswith("builtin:"):
         name = spec.removeprefix("builtin:")
         if name not in BUILTIN_TOKENIZERS:
-            raise CheckpointError(f"model.tokenizer={spec}: no such tokenizer is shipped. "
-                                  f"{nearest(spec, [f'builtin:{n}' for n in BUILTIN_TOKENIZERS])}")
+            raise CheckpointError(
+                f"model.tokenizer={spec}: no such tokenizer is shipped. "
+                f"{nearest(spec, [f'builtin:{n}' for n in BUILTIN_TOKENIZERS])}"
+            )
         return _from_files([demo_file(f) for f in BUILTIN_TOKENIZERS[name]], spec)
     place = Path(spec) if spec is not None else checkpoint
     assert place is not None
@@ -67,8 +68,10 @@ def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
     pair = [place / "vocab.json", place / "merges.txt"]
     if all(f.is_file() for f in pair):
         return _from_files(pair, f"{place}/vocab.json + merges.txt")
-    raise CheckpointError(f"{place}: no tokenizer.json, and no vocab.json with merges.txt. Name one "
-                          "with model.tokenizer=PATH, or model.tokenizer=builtin:gpt2.")
+    raise CheckpointError(
+        f"{place}: no tokenizer.json, and no vocab.json with merges.txt. Name "
+        "one with model.tokenizer=PATH, or model.tokenizer=builtin:gpt2."
+    )
 
 
 def _from_files(files: list[Path], source: str) -> Tokenizer:
@@ -82,8 +85,9 @@ def _from_files(files: list[Path], source: str) -> Tokenizer:
             raise CheckpointError(f"{file}: tokenizer cannot be read: {error}") from None
         digest.update(data)
     try:
-        made = (tokenizers.Tokenizer.from_str(texts[0]) if len(texts) == 1
-                else _byte_level_bpe(*texts))
+        made = (
+            tokenizers.Tokenizer.from_str(texts[0]) if len(texts) == 1 else _byte_level_bpe(*texts)
+        )
     except Exception as error:  # the library raises bare Exception for any damage
         raise CheckpointError(f"{files[0]}: is not a tokenizer: {error}") from None
     made.no_truncation()
@@ -94,8 +98,11 @@ def _from_files(files: list[Path], source: str) -> Tokenizer:
 def _byte_level_bpe(vocab_json: str, merges_txt: str) -> tokenizers.Tokenizer:
     """GPT-2's byte-level BPE from its two published files."""
     vocab = json.loads(vocab_json)
-    merges = [tuple(line.split(" ")) for line in merges_txt.splitlines()
-              if line and not line.startswith("#version")]
+    merges: list[tuple[str, str]] = []
+    for line in merges_txt.splitlines():
+        if line and not line.startswith("#version"):
+            first, second = line.split(" ")
+            merges.append((first, second))
     made = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()

@@ -43,8 +43,11 @@ class CheckpointIndex:
     def identity(self) -> str:
         """A hash of config, tensor names, shapes and dtypes, and file sizes."""
         files = sorted({t.file for t in self.tensors.values()})
-        facts = [self.config, [[f.name, f.stat().st_size] for f in files],
-                 sorted([n, t.shape, t.dtype] for n, t in self.tensors.items())]
+        facts = [
+            self.config,
+            [[f.name, f.stat().st_size] for f in files],
+            sorted([n, t.shape, t.dtype] for n, t in self.tensors.items()),
+        ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -81,16 +84,21 @@ def open_index(folder: Path, prefixes: Sequence[str]) -> CheckpointIndex:
                     part = reader.get_slice(name)
                     short = _without_prefix(name, prefixes)
                     if short in tensors:
-                        raise CheckpointError(f"{file}: tensor {name} is also in "
-                                              f"{tensors[short].file.name}")
-                    tensors[short] = StoredTensor(file, name, tuple(part.get_shape()),
-                                                  part.get_dtype())
+                        raise CheckpointError(
+                            f"{file}: tensor {name} is also in {tensors[short].file.name}"
+                        )
+                    tensors[short] = StoredTensor(
+                        file, name, tuple(part.get_shape()), part.get_dtype()
+                    )
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: not a whole safetensors file "
-                                  f"({file.stat().st_size} bytes): {error}") from None
+            raise CheckpointError(
+                f"{file}: not a whole safetensors file ({file.stat().st_size} bytes): {error}"
+            ) from None
         if listed is not None and (absent := sorted(listed - set(names))):
-            raise CheckpointError(f"{file}: {INDEX_NAME} places tensor {absent[0]} here, but the "
-                                  "file does not hold it")
+            raise CheckpointError(
+                f"{file}: {INDEX_NAME} places tensor {absent[0]} here, but the "
+                "file does not hold it"
+            )
     return CheckpointIndex(folder, config, tensors)
 
 
@@ -120,11 +128,12 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
 
 
 def _without_prefix(name: str, prefixes: Sequence[str]) -> str:
-    return next(name[len(p):] for p in (*prefixes, "") if name.startswith(p))
+    return next(name[len(p) :] for p in (*prefixes, "") if name.startswith(p))
 
 
-def check_tensors(index: CheckpointIndex, rules: Sequence[TensorRule], layers: int,
-                  ignored: Sequence[str]) -> list[str]:
+def check_tensors(
+    index: CheckpointIndex, rules: Sequence[TensorRule], layers: int, ignored: Sequence[str]
+) -> list[str]:
     """Check that every rule finds its tensor in the right shape and no tensor is left over.
 
     Returns the names of the tensors ignored on purpose.
@@ -132,23 +141,31 @@ def check_tensors(index: CheckpointIndex, rules: Sequence[TensorRule], layers: i
     Raises:
         CheckpointError: with file, tensor, expected and found.
     """
-    expected = {rule.source.format(layer=i): rule.shape
-                for rule in rules for i in (range(layers) if rule.place == "layer" else [0])}
+    expected = {
+        rule.source.format(layer=i): rule.shape
+        for rule in rules
+        for i in (range(layers) if rule.place == "layer" else [0])
+    }
     for name, shape in expected.items():
         stored = index.tensors.get(name)
         if stored is None:
             raise CheckpointError(f"{index.folder}: tensor {name} {list(shape)} is missing")
         if stored.shape != shape:
-            raise CheckpointError(f"{stored.file}: tensor {stored.name}: expected shape "
-                                  f"{list(shape)}, found {list(stored.shape)}")
+            raise CheckpointError(
+                f"{stored.file}: tensor {stored.name}: expected shape "
+                f"{list(shape)}, found {list(stored.shape)}"
+            )
         if stored.dtype not in ("F32", "F16", "BF16", "F64"):
-            raise CheckpointError(f"{stored.file}: tensor {stored.name}: expected a float dtype, "
-                                  f"found {stored.dtype}")
+            raise CheckpointError(
+                f"{stored.file}: tensor {stored.name}: expected a float dtype, found {stored.dtype}"
+            )
     patterns = [re.compile(re.escape(p).replace(r"\{layer\}", r"\d+") + r"\Z") for p in ignored]
     extra = sorted(set(index.tensors) - set(expected))
     for name in extra:
         if not any(p.match(name) for p in patterns):
             stored = index.tensors[name]
-            raise CheckpointError(f"{stored.file}: tensor {stored.name} {list(stored.shape)} "
-                                  "belongs to no part of the model")
+            raise CheckpointError(
+                f"{stored.file}: tensor {stored.name} {list(stored.shape)} "
+                "belongs to no part of the model"
+            )
     return extra

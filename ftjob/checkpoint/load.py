@@ -36,8 +36,16 @@ class RandomSource:
     def read(self, placed: Placed, region: Region) -> torch.Tensor:
         """The elements of `region`, made on the device."""
         rule = placed.rule
-        return random_region(self.seed, placed.source, rule.shape, region, mean=rule.mean,
-                             std=rule.std, device=self.device, dtype=self.dtype)
+        return random_region(
+            self.seed,
+            placed.source,
+            rule.shape,
+            region,
+            mean=rule.mean,
+            std=rule.std,
+            device=self.device,
+            dtype=self.dtype,
+        )
 
 
 class FileSource:
@@ -64,23 +72,24 @@ class FileSource:
         try:
             if stored.file not in self._readers:
                 self._readers[stored.file] = self._stack.enter_context(
-                    safe_open(stored.file, framework="pt"))
+                    safe_open(stored.file, framework="pt")
+                )
             part: torch.Tensor = self._readers[stored.file].get_slice(stored.name)[region]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{stored.file}: tensor {stored.name}: {error}") from None
         return part
 
 
-def cut_tensors(source: Source, held: list[Placed], rank: int, ways: int,
-                pulse: Callable[[], None]) -> Iterator[tuple[Placed, torch.Tensor]]:
+def cut_tensors(
+    source: Source, held: list[Placed], rank: int, ways: int, pulse: Callable[[], None]
+) -> Iterator[tuple[Placed, torch.Tensor]]:
     """Each placed tensor with this tensor rank's part of it, in the parameter's orientation.
 
     `pulse` is called after each one, as a sign of life. Padded vocabulary rows are zero.
     """
     for placed in held:
         rule = placed.rule
-        parts = [source.read(placed, region) for region in
-                 rule.cut.regions(rule.shape, rank, ways)]
+        parts = [source.read(placed, region) for region in rule.cut.regions(rule.shape, rank, ways)]
         part = parts[0] if len(parts) == 1 else torch.cat(parts, dim=rule.cut.axis)
         missing = rule.cut.local_shape(rule.shape, ways)[rule.cut.axis] - part.shape[rule.cut.axis]
         if missing:

@@ -39,8 +39,17 @@ def _logical_shift(z: torch.Tensor, bits: int) -> torch.Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def random_region(seed: int, name: str, shape: tuple[int, ...], region: Region, *, mean: float,
-                  std: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def random_region(
+    seed: int,
+    name: str,
+    shape: tuple[int, ...],
+    region: Region,
+    *,
+    mean: float,
+    std: float,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     """The elements of `region` of the random tensor `name`, whose whole shape is `shape`.
 
     Uniform with the given mean and standard deviation; made in pieces, so that the temporary
@@ -52,7 +61,7 @@ def random_region(seed: int, name: str, shape: tuple[int, ...], region: Region, 
     out = torch.empty(sizes, device=device, dtype=dtype)
     if out.numel() == 0:
         return out
-    strides = [math.prod(shape[a + 1:]) for a in range(len(shape))]
+    strides = [math.prod(shape[a + 1 :]) for a in range(len(shape))]
     row = torch.zeros((), dtype=torch.int64, device=device)
     for axis in range(1, len(shape)):  # element numbers within one index of axis 0
         steps = torch.arange(region[axis].start, region[axis].stop, device=device) * strides[axis]

@@ -15,13 +15,22 @@ from ftjob.errors import CheckpointError, nearest
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 BUILTIN_CHECKPOINTS = ("demo_gpt",)
-BUILTIN_TOKENIZERS = MappingProxyType({
-    "demo_gpt": ("demo_gpt/tokenizer.json",),
-    "gpt2": ("gpt2_bpe/vocab.json.gz", "gpt2_bpe/merges.txt.gz"),
-})
+BUILTIN_TOKENIZERS = MappingProxyType(
+    {
+        "demo_gpt": ("demo_gpt/tokenizer.json",),
+        "gpt2": ("gpt2_bpe/vocab.json.gz", "gpt2_bpe/merges.txt.gz"),
+    }
+)
 # What a decoder run needs of a hub repository; other formats of the same weights stay there.
-HUB_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer.json",
-             "tokenizer_config.json", "vocab.json", "merges.txt")
+HUB_FILES = (
+    "config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 @dataclass(frozen=True)
@@ -48,18 +57,23 @@ def resolve(checkpoint: str, revision: str | None, model: str) -> Found:
     if checkpoint.startswith("builtin:"):
         name = checkpoint.removeprefix("builtin:")
         if name not in BUILTIN_CHECKPOINTS:
-            raise CheckpointError(f"model.checkpoint={checkpoint}: no such model is shipped. "
-                                  f"{nearest(name, BUILTIN_CHECKPOINTS)}")
+            raise CheckpointError(
+                f"model.checkpoint={checkpoint}: no such model is shipped. "
+                f"{nearest(name, BUILTIN_CHECKPOINTS)}"
+            )
         return Found(demo_file(name), checkpoint)
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise CheckpointError(f"model.checkpoint={checkpoint}: the folder has no config.json; "
-                                  "a Hugging Face checkpoint has one beside its safetensors.")
+            raise CheckpointError(
+                f"model.checkpoint={checkpoint}: the folder has no config.json; "
+                "a Hugging Face checkpoint has one beside its safetensors."
+            )
         return Found(folder, checkpoint)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", checkpoint) or folder.exists():
-        raise CheckpointError(f"model.checkpoint={checkpoint}: is not a folder, nor a hub id of "
-                              "the form OWNER/NAME.")
+        raise CheckpointError(
+            f"model.checkpoint={checkpoint}: is not a folder, nor a hub id of the form OWNER/NAME."
+        )
     return _from_hub(checkpoint, revision, model)
 
 
@@ -68,8 +82,9 @@ def _from_hub(repo: str, revision: str | None, model: str) -> Found:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(repo, revision=revision, local_files_only=True,
-                                   allow_patterns=list(HUB_FILES))
+        folder = snapshot_download(
+            repo, revision=revision, local_files_only=True, allow_patterns=list(HUB_FILES)
+        )
     except Exception:
         folder = _download(repo, revision, model)
     snapshot = Path(folder)
@@ -93,4 +108,5 @@ def _download(repo: str, revision: str | None, model: str) -> str:
             f"  2. a folder with config.json and safetensors: model={model} "
             "model.checkpoint=PATH\n"
             f"  3. random weights, for speed and memory only: model={model} "
-            "model.checkpoint=random") from None
+            "model.checkpoint=random"
+        ) from None

@@ -59,7 +59,7 @@ class Split:
         for f in range(self.fused):
             start, stop = rank * size, min((rank + 1) * size, part)
             cut = slice(f * part + min(start, part), f * part + max(stop, min(start, part)))
-            regions.append((*whole[:self.axis], cut, *whole[self.axis + 1:]))
+            regions.append((*whole[: self.axis], cut, *whole[self.axis + 1 :]))
         return regions
 
 
@@ -114,8 +114,9 @@ class Placed:
     source: str
 
 
-def place(rules: tuple[TensorRule, ...], first_layer: int, last_layer: int, *,
-          first: bool, last: bool) -> list[Placed]:
+def place(
+    rules: tuple[TensorRule, ...], first_layer: int, last_layer: int, *, first: bool, last: bool
+) -> list[Placed]:
     """What a stage with layers `first_layer`..`last_layer`-1 holds, in reading order.
 
     A tied parameter is left out where the stage holds the parameter it is tied to.
@@ -125,8 +126,10 @@ def place(rules: tuple[TensorRule, ...], first_layer: int, last_layer: int, *,
     present = {r.parameter for r in rules if r.place != "layer" and at[r.place]}
     for rule in rules:
         if rule.place == "layer":
-            held += [Placed(rule, rule.parameter.format(layer=i), rule.source.format(layer=i))
-                     for i in range(first_layer, last_layer)]
+            held += [
+                Placed(rule, rule.parameter.format(layer=i), rule.source.format(layer=i))
+                for i in range(first_layer, last_layer)
+            ]
         elif at[rule.place] and rule.tied_to not in present:
             held.append(Placed(rule, rule.parameter, rule.source))
     return held

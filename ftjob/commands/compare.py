@@ -18,16 +18,22 @@ def main(arguments: Sequence[str]) -> int:
     first, second = (Path(a).expanduser() for a in arguments)
     for path in (first, second):
         if not (path / "samples.jsonl").is_file():
-            raise ConfigError(f"compare {path}: has no samples.jsonl; a run that ended early gets "
-                              "one by `python -m ftjob report`.")
+            raise ConfigError(
+                f"compare {path}: has no samples.jsonl; a run that ended early gets "
+                "one by `python -m ftjob report`."
+            )
     found = compare_runs(first / "samples.jsonl", second / "samples.jsonl")
-    for title, lines in (("excused by a recorded near tie", found.excused),
-                         ("different", found.differences)):
+    for title, lines in (
+        ("excused by a recorded near tie", found.excused),
+        ("different", found.differences),
+    ):
         for line in lines[:SHOWN]:
             print(f"{title}: {line}")
         if len(lines) > SHOWN:
             print(f"{title}: and {len(lines) - SHOWN} more")
-    print(f"{found.rows} rows: {'the same answers' if found.same else 'NOT the same answers'} "
-          f"({len(found.differences)} differences, {len(found.excused)} rows excused, "
-          f"{found.allowed} allowed)")
+    print(
+        f"{found.rows} rows: {'the same answers' if found.same else 'NOT the same answers'} "
+        f"({len(found.differences)} differences, {len(found.excused)} rows excused, "
+        f"{found.allowed} allowed)"
+    )
     return DONE if found.same else BELOW_EXPECTATION

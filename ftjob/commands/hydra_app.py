@@ -24,8 +24,10 @@ def main(command: str, arguments: Sequence[str]) -> int:
 
     sweep = bool(SWEEP.intersection(arguments))
     if sweep and detect_world(os.environ).size > 1:
-        raise ConfigError("-m under mpirun or srun: every rank would sweep. Start the sweep alone; "
-                          "each of its jobs starts its own ranks.")
+        raise ConfigError(
+            "-m under mpirun or srun: every rank would sweep. Start the sweep alone; "
+            "each of its jobs starts its own ranks."
+        )
     store_defaults()
     module = importlib.import_module(f"ftjob.commands.{command}")
     codes: list[int] = []
@@ -41,8 +43,9 @@ def main(command: str, arguments: Sequence[str]) -> int:
             print(f"ftjob: {error}", file=sys.stderr)
             codes.append(error.code)
 
-    decorated = hydra.main(config_path=str(packed_dir("conf")), config_name="config",
-                           version_base="1.3")(one_job)
+    decorated = hydra.main(
+        config_path=str(packed_dir("conf")), config_name="config", version_base="1.3"
+    )(one_job)
     before = sys.argv
     sys.argv = [f"ftjob {command}", *arguments]
     try:

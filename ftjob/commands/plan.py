@@ -23,9 +23,11 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
     config = compose(overrides, config_dirs)
     machine = make_machine(config.cluster, detect_world(os.environ), os.environ, for_plan=True)
     source = planned_model(config)
-    check_length(source.arch, config.plan.input_len + config.plan.output_len,
-                 f"plan.input_len={config.plan.input_len} + "
-                 f"plan.output_len={config.plan.output_len}")
+    check_length(
+        source.arch,
+        config.plan.input_len + config.plan.output_len,
+        f"plan.input_len={config.plan.input_len} + plan.output_len={config.plan.output_len}",
+    )
     plan = make_plan(config, source.arch, source.rules, machine)
     print(render(config, source, plan), end="")
     return 0
@@ -58,7 +60,9 @@ def render(config: JobConfig, source: ModelSource, plan: Plan) -> str:
         f"{len(plan.devices)} {machine.device} devices on {machine.ranks} "
         f"rank{'s' if machine.ranks > 1 else ''}",
         f"memory     {_size(machine.memory_bytes)} a device ({machine.memory_source})",
-        "", *_stage_table(plan, lengths), "",
+        "",
+        *_stage_table(plan, lengths),
+        "",
         f"workspace  {_size(plan.workspace_bytes)} a device for batches of {plan.max_tokens} "
         "tokens (estimate)",
         _batch_line(config, plan, rows, lengths, arch),
@@ -74,25 +78,38 @@ def _stage_table(plan: Plan, lengths: int) -> list[str]:
         members = [d for d in plan.devices if d.pipeline == stage]
         one = members[0]
         ends = [word for word, there in (("embedding", one.first), ("head", one.last)) if there]
-        table.append([
-            str(stage), f"{one.first_layer}-{one.last_layer - 1}", "+".join(ends) or "-",
-            _ranges([d.index for d in members]), _ranges(sorted({d.rank for d in members})),
-            _size(one.weight_bytes), _size(one.cache_bytes_per_token * lengths)])
+        table.append(
+            [
+                str(stage),
+                f"{one.first_layer}-{one.last_layer - 1}",
+                "+".join(ends) or "-",
+                _ranges([d.index for d in members]),
+                _ranges(sorted({d.rank for d in members})),
+                _size(one.weight_bytes),
+                _size(one.cache_bytes_per_token * lengths),
+            ]
+        )
     widths = [max(len(row[c]) for row in table) for c in range(len(head))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in table]
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]
 
 
 def _batch_line(config: JobConfig, plan: Plan, rows: int, lengths: int, arch: Arch) -> str:
     shape = f"{config.plan.input_len} + {config.plan.output_len} tokens"
     if rows:
-        return (f"batch      {rows:,} rows of {shape} fit a replica; {rows * plan.data:,} rows in "
-                "flight")
+        return (
+            f"batch      {rows:,} rows of {shape} fit a replica; {rows * plan.data:,} rows in "
+            "flight"
+        )
     worst = max(plan.devices, key=lambda d: d.weight_bytes)
     need = worst.weight_bytes + plan.workspace_bytes + worst.cache_bytes_per_token * lengths
-    return (f"batch      does not fit: one row of {shape} needs {_size(need)} on the fullest "
-            f"device, which has {_size(plan.machine.memory_bytes)}. Raise parallel.tensor or "
-            "parallel.pipeline, or lower batch.max_tokens.")
+    return (
+        f"batch      does not fit: one row of {shape} needs {_size(need)} on the fullest "
+        f"device, which has {_size(plan.machine.memory_bytes)}. Raise parallel.tensor or "
+        "parallel.pipeline, or lower batch.max_tokens."
+    )
 
 
 def _ranges(numbers: list[int]) -> str:

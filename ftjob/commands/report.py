@@ -14,8 +14,9 @@ from ftjob.results.summary import finish, merged_status, write_report
 def main(arguments: Sequence[str]) -> int:
     """Rebuild, print the table, name the files. Returns the run's exit code."""
     if len(arguments) != 1 or "=" in arguments[0]:
-        raise ConfigError("usage: python -m ftjob report RUN, with RUN a run folder "
-                          "(runs/latest is the newest).")
+        raise ConfigError(
+            "usage: python -m ftjob report RUN, with RUN a run folder (runs/latest is the newest)."
+        )
     path = Path(arguments[0]).expanduser()
     if not (path / "identity.json").is_file():
         raise ConfigError(f"report {path}: is not a run folder (it has no identity.json).")
@@ -26,8 +27,9 @@ def main(arguments: Sequence[str]) -> int:
     ended = status["code"] == DONE or _reached_end(folder, status["attempt"])
     results = finish(folder, final=ended)
     write_report(folder, results)
-    write_json(folder.file("status.json"),
-               status | {"code": results["code"], "cause": results["cause"]})
+    write_json(
+        folder.file("status.json"), status | {"code": results["code"], "cause": results["cause"]}
+    )
     print(render_terminal(results))
     return int(results["code"])
 

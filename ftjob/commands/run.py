@@ -65,8 +65,16 @@ def run(config: JobConfig, overrides: Sequence[str], phases: Phases) -> int:
     return cause.code
 
 
-def _work(job: Job, folder: RunFolder, attempt: int, journal: JournalWriter, history: History,
-          facts: str, log: RunLog, phases: Phases) -> Cause | None:
+def _work(
+    job: Job,
+    folder: RunFolder,
+    attempt: int,
+    journal: JournalWriter,
+    history: History,
+    facts: str,
+    log: RunLog,
+    phases: Phases,
+) -> Cause | None:
     """Let the rank work to its end or first cause, and write its status."""
     with phases.phase("import"):
         from ftjob.rank import Rank
@@ -74,8 +82,13 @@ def _work(job: Job, folder: RunFolder, attempt: int, journal: JournalWriter, his
     try:
         cause = rank.run()
     except Exception as error:  # a bug of ours: keep the journal, say where
-        cause = Cause(BUG, f"{type(error).__name__}: {error}", phases.rank,
-                      phase=phases.current(), traceback=traceback.format_exc())
+        cause = Cause(
+            BUG,
+            f"{type(error).__name__}: {error}",
+            phases.rank,
+            phase=phases.current(),
+            traceback=traceback.format_exc(),
+        )
     journal.close()
     rank.write_status(cause, cause.code if cause else DONE)
     return cause
@@ -88,8 +101,9 @@ def _report(folder: RunFolder, log: RunLog) -> int:
     results = finish(folder, final=True)
     write_report(folder, results)
     status = merged_status(folder)
-    write_json(folder.file("status.json"), status | {"code": results["code"],
-                                                     "cause": results["cause"]})
+    write_json(
+        folder.file("status.json"), status | {"code": results["code"], "cause": results["cause"]}
+    )
     print(render_terminal(results), flush=True)
     if results["cause"]:
         log.write("error", results["cause"])
@@ -104,7 +118,8 @@ def _refuse_many_devices(job: Job) -> None:
         raise ConfigError(
             f"parallel.tensor={plan.tensor} parallel.pipeline={plan.pipeline} on "
             f"{plan.machine.ranks} ranks: this version runs whole models in one rank "
-            "(parallel.data); `python -m ftjob plan` sizes the others.")
+            "(parallel.data); `python -m ftjob plan` sizes the others."
+        )
 
 
 def _claim(folder: RunFolder, job: Job) -> History:
@@ -117,17 +132,23 @@ def _claim(folder: RunFolder, job: Job) -> History:
     limit = job.config.dataset.limit
     if path.exists():
         before = read_json_file(path)
-        changed = [f"{name}: {before['facts'].get(name)} -> {facts.get(name)}"
-                   for name in sorted({*before["facts"], *facts})
-                   if before["facts"].get(name) != facts.get(name)]
+        changed = [
+            f"{name}: {before['facts'].get(name)} -> {facts.get(name)}"
+            for name in sorted({*before["facts"], *facts})
+            if before["facts"].get(name) != facts.get(name)
+        ]
         if changed:
-            raise ResumeRefused(f"run.dir={folder.path}: holds answers made with other settings "
-                                f"({'; '.join(changed)}). Use them again, or another run.dir.")
+            raise ResumeRefused(
+                f"run.dir={folder.path}: holds answers made with other settings "
+                f"({'; '.join(changed)}). Use them again, or another run.dir."
+            )
         old = before["dataset.limit"]
         if limit is not None and (old is None or limit < old):
-            raise ResumeRefused(f"dataset.limit={limit}: {folder.path} was started with "
-                                f"{'all rows' if old is None else old}; a run can be extended, "
-                                "not cut.")
+            raise ResumeRefused(
+                f"dataset.limit={limit}: {folder.path} was started with "
+                f"{'all rows' if old is None else old}; a run can be extended, "
+                "not cut."
+            )
     write_json(path, {"facts": facts, "dataset.limit": limit})
     return read_history(folder)
 

@@ -38,13 +38,13 @@ def build_group(group: type[T], values: Mapping[str, Any], prefix: str) -> T:
     arguments: dict[str, Any] = {}
     for name, value in values.items():
         if name not in names:
-            raise ConfigError(f"{prefix}{name}={_show(value)}: no such key. "
-                              f"{nearest(name, names)}")
+            raise ConfigError(f"{prefix}{name}={_show(value)}: no such key. {nearest(name, names)}")
         kind = hints[name]
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{prefix}{name}={_show(value)}: is a group of keys, "
-                                  "not a value.")
+                raise ConfigError(
+                    f"{prefix}{name}={_show(value)}: is a group of keys, not a value."
+                )
             arguments[name] = build_group(kind, value, f"{prefix}{name}.")
         else:
             arguments[name] = checked(leaves[f"{prefix}{name}"], value)
@@ -62,8 +62,7 @@ def checked(leaf: Key, value: Any) -> Any:
         if not fits:
             continue
         if converted is not None and leaf.rule and not leaf.rule.test(converted):
-            raise ConfigError(f"{leaf.name}={_show(value)}: must be {leaf.rule.text} "
-                              f"({leaf.doc}).")
+            raise ConfigError(f"{leaf.name}={_show(value)}: must be {leaf.rule.text} ({leaf.doc}).")
         return converted
     hint = f" {nearest(value, leaf.choices)}" if leaf.choices and isinstance(value, str) else ""
     raise ConfigError(f"{leaf.name}={_show(value)}: must be {leaf.type_text} ({leaf.doc}).{hint}")

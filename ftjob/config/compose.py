@@ -80,7 +80,8 @@ def check_overrides(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -
         except HydraException:
             raise ConfigError(
                 f"{text!r} is not an override: write key=value, quoted where the shell or "
-                "the value needs it, such as 'dataset.expect={acc: 0.09}'.") from None
+                "the value needs it, such as 'dataset.expect={acc: 0.09}'."
+            ) from None
         if override.is_sweep_override():
             raise ConfigError(f"{text}: several values make several jobs; add -m to run them all.")
         checked.append(_checked(text, override, config_dirs))
@@ -99,8 +100,9 @@ def _checked(text: str, override: Override, config_dirs: Sequence[str]) -> str:
     if name in GROUPS:
         value, known = str(override.value()), choices(name, config_dirs)
         if value not in known:
-            raise ConfigError(f"{name}={value}: no such {name} in conf/{name}. "
-                              f"{nearest(value, known)}")
+            raise ConfigError(
+                f"{name}={value}: no such {name} in conf/{name}. {nearest(value, known)}"
+            )
         return text
     if name in leaves:
         return text
@@ -109,8 +111,10 @@ def _checked(text: str, override: Override, config_dirs: Sequence[str]) -> str:
         return f"++{text.lstrip('+')}"  # open mappings such as dataset.expect take any name
     if name.split(".")[-1] in OLD_NAMES:
         new, remark = OLD_NAMES[name.split(".")[-1]]
-        raise ConfigError(f"{text}: FasterTransformer's {name.split('.')[-1]} is {new} here"
-                          f"{f' ({remark})' if remark else ''}.")
+        raise ConfigError(
+            f"{text}: FasterTransformer's {name.split('.')[-1]} is {new} here"
+            f"{f' ({remark})' if remark else ''}."
+        )
     raise ConfigError(f"{text}: no such key. {nearest(name, _siblings(name, leaves))}")
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from ftjob.config.keys import POSITIVE, at_least, between, key, keys_of
+from ftjob.config.keys import POSITIVE, about, at_least, between, key, keys_of
 from ftjob.errors import ConfigError
 
 
@@ -21,11 +21,13 @@ class ArchConfig:
     layers: int | None = key(None, "transformer layers", rule=at_least(1), shapes_answer=True)
     heads: int | None = key(None, "attention heads", rule=at_least(1), shapes_answer=True)
     hidden: int | None = key(None, "hidden size", rule=at_least(1), shapes_answer=True)
-    ffn: int | None = key(None, "inner size of the MLP; null is 4 x hidden", rule=at_least(1),
-                          shapes_answer=True)
+    ffn: int | None = key(
+        None, "inner size of the MLP; null is 4 x hidden", rule=at_least(1), shapes_answer=True
+    )
     vocab: int | None = key(None, "vocabulary size", rule=at_least(1), shapes_answer=True)
-    positions: int | None = key(None, "longest sequence in tokens", rule=at_least(1),
-                                shapes_answer=True)
+    positions: int | None = key(
+        None, "longest sequence in tokens", rule=at_least(1), shapes_answer=True
+    )
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,22 @@ class ModelConfig:
     name: str = key("model", "name shown in reports")
     family: Literal["gpt2"] = key("gpt2", "architecture family", shapes_answer=True)
     checkpoint: str = key(
-        "", "a local folder, a hub id such as openai-community/gpt2-medium, builtin:NAME, or random")
+        "", "folder, hub id such as openai-community/gpt2-medium, builtin:NAME, or random"
+    )
     revision: str | None = key(None, "branch, tag or commit of a hub id")
     dtype: Literal["f32", "bf16", "f16"] = key(
-        "f32", "dtype of weights and activations", shapes_answer=True)
+        "f32", "dtype of weights and activations", shapes_answer=True
+    )
     weights: Literal["float", "int8"] = key(
-        "float", "int8: the layers' weights as int8, one scale per output column",
-        shapes_answer=True)
+        "float",
+        "int8: the layers' weights as int8, one scale per output column",
+        shapes_answer=True,
+    )
     tokenizer: str | None = key(
-        None, "tokenizer.json, a folder with one or with vocab.json and merges.txt, or builtin:gpt2;"
-              " null is the checkpoint's own")
+        None,
+        "tokenizer.json, or a folder with one or with vocab.json and merges.txt, or "
+        "builtin:gpt2; null is the checkpoint's own",
+    )
     seed: int = key(0, "seed of checkpoint=random", rule=at_least(0))
     arch: ArchConfig = field(default_factory=ArchConfig)
 
@@ -56,7 +64,8 @@ class ParallelConfig:
     tensor: int = key(1, "devices that share each layer", rule=at_least(1))
     pipeline: int = key(1, "stages the layers are cut into", rule=at_least(1))
     data: Literal["auto"] | int = key(
-        "auto", "replicas; auto takes what tensor x pipeline leaves", rule=at_least(1))
+        "auto", "replicas; auto takes what tensor x pipeline leaves", rule=at_least(1)
+    )
 
 
 @dataclass(frozen=True)
@@ -65,16 +74,25 @@ class DatasetConfig:
 
     task: Literal["lambada"] = key("lambada", "how rows are read and scored", shapes_answer=True)
     path: str | None = key(
-        None, "local .jsonl, .json, .csv, .tsv or .parquet file (.gz too); null is the shipped set")
+        None, "local .jsonl, .json, .csv, .tsv or .parquet file (.gz too); null is the shipped set"
+    )
     hub: str | None = key(None, "data set id on the hub, read through datasets")
     hub_config: str | None = key(None, "configuration name of the hub data set")
     split: str = key("test", "split of the hub data set")
     column: str = key("text", "column that holds the text")
     limit: int | None = key(None, "only the first rows; null is all", rule=at_least(1))
-    ngrams: int = key(0, "also score 1..N-grams at every position (slower)", rule=between(0, 4),
-                      shapes_answer=True)
-    expect: dict[str, float] = key(
-        {}, "metric -> least value in the units of results.json; below it the job exits 5")
+    ngrams: int = key(
+        0,
+        "also score 1..N-grams at every position (slower)",
+        rule=between(0, 4),
+        shapes_answer=True,
+    )
+    expect: dict[str, float] = field(
+        default_factory=dict,
+        metadata=about(
+            "metric -> least value in the units of results.json; below it the job exits 5"
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -82,7 +100,8 @@ class BatchConfig:
     """How rows become batches. Answers do not depend on it."""
 
     max_tokens: Literal["auto"] | int = key(
-        "auto", "tokens in one batch; auto is 2048 on CPU, 16384 on GPU", rule=at_least(1))
+        "auto", "tokens in one batch; auto is 2048 on CPU, 16384 on GPU", rule=at_least(1)
+    )
     window: int = key(16384, "rows sorted by length at a time", rule=at_least(1))
     order: Literal["length", "dataset"] = key("length", "order of rows within a window")
 
@@ -93,14 +112,18 @@ class ClusterConfig:
 
     name: Literal["local"] = key("local", "launcher")
     nodes: Literal["auto"] | int = key(
-        "auto", "nodes, one rank each; auto is the number of ranks started", rule=at_least(1))
+        "auto", "nodes, one rank each; auto is the number of ranks started", rule=at_least(1)
+    )
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto is cuda where a GPU is visible")
     devices_per_node: Literal["auto"] | int | tuple[int, ...] = key(
-        "auto", "devices of a node, or a list with a number per node; auto is the visible GPUs,"
-                " else 1")
+        "auto",
+        "devices of a node, or a list with a number per node; auto is the visible GPUs, else 1",
+    )
     memory_gb: Literal["auto"] | float = key(
-        "auto", "memory of one device, in 1e9 bytes, that plan may fill; auto asks this machine",
-        rule=POSITIVE)
+        "auto",
+        "memory of one device, in 1e9 bytes, that plan may fill; auto asks this machine",
+        rule=POSITIVE,
+    )
 
 
 @dataclass(frozen=True)
@@ -108,14 +131,17 @@ class RunConfig:
     """Where results go, and when the job gives up."""
 
     name: str | None = key(None, "last part of the run folder's name; null is the model's name")
-    dir: str | None = key(None, "run folder; an existing one is resumed; null is runs/DATE_TIME_name")
+    dir: str | None = key(None, "run folder, resumed if it exists; null is runs/DATE_TIME_name")
     max_failed: int = key(0, "failed rows that still count as done (exit 0)", rule=at_least(0))
-    deadline_s: float = key(60.0, "seconds a device may stay silent before the job ends (exit 124)",
-                            rule=POSITIVE)
-    drain_s: float = key(120.0, "seconds before the time limit at which the job drains",
-                         rule=at_least(0))
-    progress_s: float = key(30.0, "seconds between progress lines where stderr is no terminal",
-                            rule=POSITIVE)
+    deadline_s: float = key(
+        60.0, "seconds a device may be silent before the job ends (exit 124)", rule=POSITIVE
+    )
+    drain_s: float = key(
+        120.0, "seconds before the time limit at which the job drains", rule=at_least(0)
+    )
+    progress_s: float = key(
+        30.0, "seconds between progress lines where stderr is no terminal", rule=POSITIVE
+    )
 
 
 @dataclass(frozen=True)
@@ -155,8 +181,9 @@ class JobConfig:
         return found
 
 
-GROUPS: dict[str, type] = {f.name: f.default_factory for f in dataclasses.fields(JobConfig)
-                           if isinstance(f.default_factory, type)}
+GROUPS: dict[str, type[Any]] = {
+    f.name: cast(type[Any], f.default_factory) for f in dataclasses.fields(JobConfig)
+}
 
 
 def _plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -173,25 +200,33 @@ def check_fields_together(config: JobConfig) -> None:
     if data.path is not None and data.hub is not None:
         raise ConfigError(
             f"dataset.path={data.path} and dataset.hub={data.hub} are both set: "
-            "a data set has one source. Set one of them to null.")
+            "a data set has one source. Set one of them to null."
+        )
     if data.hub_config is not None and data.hub is None:
         raise ConfigError(f"dataset.hub_config={data.hub_config} needs dataset.hub=ID.")
     if not model.checkpoint:
         raise ConfigError(
             "model.checkpoint is not set: give a folder, a hub id, or random "
-            "(model.checkpoint=PATH).")
+            "(model.checkpoint=PATH)."
+        )
     if model.checkpoint == "random":
-        missing = [name for name in ("layers", "heads", "hidden", "vocab", "positions")
-                   if getattr(model.arch, name) is None]
+        missing = [
+            name
+            for name in ("layers", "heads", "hidden", "vocab", "positions")
+            if getattr(model.arch, name) is None
+        ]
         if missing:
             raise ConfigError(
                 f"model.checkpoint=random needs the model's shape; null are: "
-                f"{', '.join('model.arch.' + name for name in missing)}.")
+                f"{', '.join('model.arch.' + name for name in missing)}."
+            )
     arch = model.arch
     if arch.hidden and arch.heads and arch.hidden % arch.heads:
         raise ConfigError(
             f"model.arch.hidden={arch.hidden} is not a multiple of "
-            f"model.arch.heads={arch.heads}: each head takes hidden / heads columns.")
+            f"model.arch.heads={arch.heads}: each head takes hidden / heads columns."
+        )
     if isinstance(config.cluster.devices_per_node, int) and config.cluster.devices_per_node < 1:
         raise ConfigError(
-            f"cluster.devices_per_node={config.cluster.devices_per_node}: must be at least 1.")
+            f"cluster.devices_per_node={config.cluster.devices_per_node}: must be at least 1."
+        )

@@ -37,10 +37,12 @@ POSITIVE = Rule("above 0", lambda v: isinstance(v, str) or v > 0)
 
 def key(default: Any, doc: str, *, rule: Rule | None = None, shapes_answer: bool = False) -> Any:
     """Declare a key. `shapes_answer` marks what a resumed run must not change."""
-    metadata = {"doc": doc, "rule": rule, "shapes_answer": shapes_answer}
-    if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=about(doc, rule, shapes_answer))
+
+
+def about(doc: str, rule: Rule | None = None, shapes_answer: bool = False) -> dict[str, Any]:
+    """The metadata of a key, for fields that need a default factory."""
+    return {"doc": doc, "rule": rule, "shapes_answer": shapes_answer}
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,7 @@ def render_table(groups: dict[str, type]) -> str:
     lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for group, cls in groups.items():
         for k in keys_of(cls, f"{group}."):
-            default = {None: "null", "": '""'}.get(k.default, k.default) if not isinstance(
-                k.default, dict) else "{}"
+            default = {"None": "null", "": '""'}.get(str(k.default), str(k.default))
             rule = f" ({k.rule.text})" if k.rule else ""
             mark = " †" if k.shapes_answer else ""
             kind = k.type_text.replace("|", "\\|")

@@ -7,26 +7,28 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-OLD_NAMES = MappingProxyType({
-    "tensor_para_size": ("parallel.tensor", "devices that share each layer"),
-    "pipeline_para_size": ("parallel.pipeline", "stages of layers"),
-    "layer_para_size": ("parallel.pipeline", "the 2021 README's word for it"),
-    "model_checkpoint_path": ("model.checkpoint", "any folder, not one per tensor size"),
-    "ckpt_path": ("model.checkpoint", ""),
-    "data_type": ("model.dtype", "fp32, fp16, bf16 are now f32, f16, bf16"),
-    "is_half": ("model.dtype", "is_half=1 is model.dtype=f16"),
-    "int8_mode": ("model.weights", "int8_mode=1 is model.weights=int8"),
-    "model_name": ("model.name", "or choose one of conf/model: model=gpt345m"),
-    "head_num": ("model.arch.heads", "read from the checkpoint if null"),
-    "size_per_head": ("model.arch.hidden", "hidden = heads x size per head"),
-    "inter_size": ("model.arch.ffn", ""),
-    "decoder_layers": ("model.arch.layers", ""),
-    "num_layer": ("model.arch.layers", ""),
-    "vocab_size": ("model.arch.vocab", "without padding"),
-    "max_seq_len": ("model.arch.positions", "longest prompt + output"),
-    "max_input_len": ("plan.input_len", "sizes a plan; a run takes each row's own length"),
-    "max_batch_size": ("batch.max_tokens", "batches are counted in tokens, not rows"),
-})
+OLD_NAMES = MappingProxyType(
+    {
+        "tensor_para_size": ("parallel.tensor", "devices that share each layer"),
+        "pipeline_para_size": ("parallel.pipeline", "stages of layers"),
+        "layer_para_size": ("parallel.pipeline", "the 2021 README's word for it"),
+        "model_checkpoint_path": ("model.checkpoint", "any folder, not one per tensor size"),
+        "ckpt_path": ("model.checkpoint", ""),
+        "data_type": ("model.dtype", "fp32, fp16, bf16 are now f32, f16, bf16"),
+        "is_half": ("model.dtype", "is_half=1 is model.dtype=f16"),
+        "int8_mode": ("model.weights", "int8_mode=1 is model.weights=int8"),
+        "model_name": ("model.name", "or choose one of conf/model: model=gpt345m"),
+        "head_num": ("model.arch.heads", "read from the checkpoint if null"),
+        "size_per_head": ("model.arch.hidden", "hidden = heads x size per head"),
+        "inter_size": ("model.arch.ffn", ""),
+        "decoder_layers": ("model.arch.layers", ""),
+        "num_layer": ("model.arch.layers", ""),
+        "vocab_size": ("model.arch.vocab", "without padding"),
+        "max_seq_len": ("model.arch.positions", "longest prompt + output"),
+        "max_input_len": ("plan.input_len", "sizes a plan; a run takes each row's own length"),
+        "max_batch_size": ("batch.max_tokens", "batches are counted in tokens, not rows"),
+    }
+)
 
 
 def render_old_names() -> str:

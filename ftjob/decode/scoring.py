@@ -21,20 +21,21 @@ LOGIT_BYTES = 1 << 28
 
 
 @torch.inference_mode()
-def score_chunk(stage: Stage, chunk: Chunk, device: torch.device, pulse: Callable[[], None]
-                ) -> list[Scored]:
+def score_chunk(
+    stage: Stage, chunk: Chunk, device: torch.device, pulse: Callable[[], None]
+) -> list[Scored]:
     """The answers of a chunk's requests, in the chunk's order."""
     order = sorted(range(len(chunk.requests)), key=lambda i: -len(chunk.requests[i].ids))
     rows = [chunk.requests[i] for i in order]
     packing = Packing.of([len(r.ids) - 1 for r in rows], [r.scored_from - 1 for r in rows], device)
     ids = torch.tensor([t for r in rows for t in r.ids[:-1]], device=device)
-    targets = torch.tensor([t for r in rows for t in r.ids[r.scored_from:]], device=device)
+    targets = torch.tensor([t for r in rows for t in r.ids[r.scored_from :]], device=device)
     hidden = stage(ids, packing, pulse)
     step = max(1, LOGIT_BYTES // (4 * stage.head_weight.shape[0]))
     parts = []
     for start in range(0, hidden.shape[0], step):
-        logits = stage.logits(hidden[start:start + step])
-        parts.append(token_stats(logits, targets[start:start + step], stage.group))
+        logits = stage.logits(hidden[start : start + step])
+        parts.append(token_stats(logits, targets[start : start + step], stage.group))
         pulse()
     logprobs, best, gaps = (torch.cat(column).tolist() for column in zip(*parts, strict=True))
     answers: dict[int, Scored] = {}
@@ -46,8 +47,9 @@ def score_chunk(stage: Stage, chunk: Chunk, device: torch.device, pulse: Callabl
     return [answers[i] for i in range(len(order))]
 
 
-def token_stats(logits: torch.Tensor, targets: torch.Tensor, group: Comm
-                ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def token_stats(
+    logits: torch.Tensor, targets: torch.Tensor, group: Comm
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """From f32 logits [M, V/T] of a vocabulary cut over `group`, and target ids [M]:
     log-probability of the target [M], the most likely id [M] (the lowest of equals), and the gap
     of the two highest logits [M]. Overwrites `logits`.

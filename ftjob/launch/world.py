@@ -32,8 +32,10 @@ def detect_world(env: Mapping[str, str]) -> World:
     Raises:
         ConfigError: where a variable holds no number.
     """
-    candidates = [("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-                  ("mpirun (PMI)", "PMI_RANK", "PMI_SIZE")]
+    candidates = [
+        ("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+        ("mpirun (PMI)", "PMI_RANK", "PMI_SIZE"),
+    ]
     if "SLURM_STEP_ID" in env:  # a batch script has SLURM_NTASKS too, but is no step
         candidates.append(("srun", "SLURM_PROCID", "SLURM_NTASKS"))
     for launcher, rank, size in candidates:
@@ -41,8 +43,10 @@ def detect_world(env: Mapping[str, str]) -> World:
             try:
                 return World(int(env[rank]), int(env[size]), launcher)
             except ValueError:
-                raise ConfigError(f"{rank}={env[rank]!r}, {size}={env[size]!r}: the launcher's "
-                                  "variables must hold numbers.") from None
+                raise ConfigError(
+                    f"{rank}={env[rank]!r}, {size}={env[size]!r}: the launcher's "
+                    "variables must hold numbers."
+                ) from None
     return World(0, 1, "none")
 
 
@@ -54,8 +58,9 @@ def visible_gpus(env: Mapping[str, str]) -> int:
     return len([d for d in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", d.name)])
 
 
-def make_machine(cluster: ClusterConfig, world: World, env: Mapping[str, str], *,
-                 for_plan: bool = False) -> Machine:
+def make_machine(
+    cluster: ClusterConfig, world: World, env: Mapping[str, str], *, for_plan: bool = False
+) -> Machine:
     """The machines of this job. A plan may ask for other machines than this one.
 
     Raises:
@@ -70,20 +75,25 @@ def make_machine(cluster: ClusterConfig, world: World, env: Mapping[str, str], *
         if cluster.nodes == "auto" and for_plan:
             nodes = len(per_node)
         if len(per_node) != nodes or min(per_node) < 1:
-            raise ConfigError(f"cluster.devices_per_node={list(per_node)}: must name at least one "
-                              f"device for each of the {nodes} nodes.")
+            raise ConfigError(
+                f"cluster.devices_per_node={list(per_node)}: must name at least one "
+                f"device for each of the {nodes} nodes."
+            )
         counts = per_node
     else:
         count = per_node if isinstance(per_node, int) else (gpus if device == "cuda" else 1)
         counts = (count,) * nodes
     if not for_plan:
         if nodes != world.size:
-            raise ConfigError(f"cluster.nodes={nodes}: this job was started with {world.size} "
-                              f"rank{'s' if world.size > 1 else ''} (launcher: {world.launcher}). "
-                              f"Start it with mpirun -n {nodes} or srun -N {nodes} -n {nodes}.")
+            raise ConfigError(
+                f"cluster.nodes={nodes}: this job was started with {world.size} "
+                f"rank{'s' if world.size > 1 else ''} (launcher: {world.launcher}). "
+                f"Start it with mpirun -n {nodes} or srun -N {nodes} -n {nodes}."
+            )
         if device == "cuda" and counts[world.rank] > gpus:
-            raise ConfigError(f"cluster.devices_per_node={counts[world.rank]}: {gpus} GPUs are "
-                              "visible here.")
+            raise ConfigError(
+                f"cluster.devices_per_node={counts[world.rank]}: {gpus} GPUs are visible here."
+            )
     memory, source = _memory(cluster, device, max(counts))
     return Machine(tuple(counts), device, memory, source)
 

@@ -7,6 +7,7 @@ in every layer.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ class Packing:
         Raises:
             ValueError: where lengths are not in falling order or a row wants nothing.
         """
-        if any(a < b for a, b in zip(lengths, lengths[1:], strict=False)):
+        if any(a < b for a, b in itertools.pairwise(lengths)):
             raise ValueError("rows must be packed longest first")
         if any(not 0 <= w < n for w, n in zip(wanted_from, lengths, strict=True)):
             raise ValueError("every row must want at least one of its positions")
@@ -80,8 +81,9 @@ class Packing:
         return Packing(positions.to(device), wanted.squeeze(1).to(device), tuple(groups))
 
 
-def _group(lengths: Sequence[int], wanted_from: Sequence[int], start: int, found: int,
-           device: torch.device) -> Group:
+def _group(
+    lengths: Sequence[int], wanted_from: Sequence[int], start: int, found: int, device: torch.device
+) -> Group:
     sizes = torch.tensor(lengths)
     wants = sizes - torch.tensor(wanted_from)
     width, queries = int(sizes.max()), int(wants.max())
@@ -91,10 +93,17 @@ def _group(lengths: Sequence[int], wanted_from: Sequence[int], start: int, found
     mask = torch.arange(width) <= at.unsqueeze(2)  # [rows, queries, width]
     equal = bool((sizes == width).all())
     return Group(
-        start, start + int(sizes.sum()), len(lengths), width,
-        None if equal else spread.to(device), None if equal else keep.to(device),
-        slice(found, found + int(wants.sum())), query_spread.to(device), query_keep.to(device),
-        mask.unsqueeze(1).to(device))
+        start,
+        start + int(sizes.sum()),
+        len(lengths),
+        width,
+        None if equal else spread.to(device),
+        None if equal else keep.to(device),
+        slice(found, found + int(wants.sum())),
+        query_spread.to(device),
+        query_keep.to(device),
+        mask.unsqueeze(1).to(device),
+    )
 
 
 def _padding(sizes: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,10 +131,10 @@ class Attention(nn.Module):
         if only_wanted:
             kv = self.qkv.columns(x, self.width, 3 * self.width)
             q = self.qkv.columns(x[packing.wanted], 0, self.width)
-            parts = [self._wanted(q[g.wanted], kv[g.start:g.stop], g) for g in packing.groups]
+            parts = [self._wanted(q[g.wanted], kv[g.start : g.stop], g) for g in packing.groups]
         else:
             qkv = self.qkv(x)
-            parts = [self._causal(qkv[g.start:g.stop], g) for g in packing.groups]
+            parts = [self._causal(qkv[g.start : g.stop], g) for g in packing.groups]
         y: torch.Tensor = self.out(parts[0] if len(parts) == 1 else torch.cat(parts))
         return y
 

@@ -40,8 +40,17 @@ class Stage(nn.Module):
     """The part of the decoder that one device holds: the layers of `span`, the embedding if it
     is the `first` stage, the head if it is the `last`."""
 
-    def __init__(self, arch: Arch, span: range, weights: WeightFormat, kind: Kind, group: Comm, *,
-                 first: bool, last: bool) -> None:
+    def __init__(
+        self,
+        arch: Arch,
+        span: range,
+        weights: WeightFormat,
+        kind: Kind,
+        group: Comm,
+        *,
+        first: bool,
+        last: bool,
+    ) -> None:
         super().__init__()
         self.arch, self.group, self.first, self.last = arch, group, first, last
         if first:
@@ -74,8 +83,7 @@ class Stage(nn.Module):
         else:
             target.copy_(part)
 
-    def forward(self, x: torch.Tensor, packing: Packing, pulse: Callable[[], None]
-                ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, packing: Packing, pulse: Callable[[], None]) -> torch.Tensor:
         """Token ids [N] on the first stage, else the stage before's output [N, H].
 
         Gives [N, H], or on the last stage [M, H] at the wanted positions, normed for `logits`.
@@ -94,5 +102,5 @@ class Stage(nn.Module):
         rows = scores.shape[1]
         true = self.arch.vocab - self.group.rank * rows
         if true < rows:
-            scores[:, max(0, true):] = -torch.inf
+            scores[:, max(0, true) :] = -torch.inf
         return scores

@@ -70,8 +70,9 @@ class Linear(nn.Module):
 class RowLinear(Linear):
     """A linear layer whose input axis is cut over the tensor group: sums, then adds b once."""
 
-    def __init__(self, inputs: int, outputs: int, weights: WeightFormat, kind: Kind,
-                 group: Comm) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, weights: WeightFormat, kind: Kind, group: Comm
+    ) -> None:
         super().__init__(inputs, outputs, weights, kind)
         self.group = group
 

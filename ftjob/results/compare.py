@@ -19,8 +19,9 @@ TOLERANCE = 1e-4
 # keys hold the dtype and checkpoint, which two runs may state differently.
 IGNORED = frozenset({"error", "key"})
 # What a turned decision of teacher-forced scoring may change.
-DECIDED = frozenset({"correct", "last_token_correct", "output", "output_ids", "near_ties",
-                     "ngrams"})
+DECIDED = frozenset(
+    {"correct", "last_token_correct", "output", "output_ids", "near_ties", "ngrams"}
+)
 
 
 @dataclass
@@ -47,8 +48,9 @@ def compare_runs(first: Path, second: Path) -> Comparison:
     return compare_samples(read_samples(first), read_samples(second))
 
 
-def compare_samples(first: Iterable[dict[str, Any]], second: Iterable[dict[str, Any]]
-                    ) -> Comparison:
+def compare_samples(
+    first: Iterable[dict[str, Any]], second: Iterable[dict[str, Any]]
+) -> Comparison:
     """Compare two streams of records; each is read once."""
     found = Comparison()
     left, right = iter(first), iter(second)
@@ -104,15 +106,15 @@ def _compare_row(found: Comparison, a: dict[str, Any], b: dict[str, Any]) -> Non
 def _positions(a: list[int], b: list[int]) -> set[int]:
     """Where two lists of ids differ; a different length differs everywhere beyond the shorter."""
     longer = max(len(a), len(b))
-    return {i for i in range(longer) if a[i:i + 1] != b[i:i + 1]}
+    return {i for i in range(longer) if a[i : i + 1] != b[i : i + 1]}
 
 
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return a == b or (isinstance(a, float) or isinstance(b, float)) and \
-            math.isclose(a, b, rel_tol=0.0, abs_tol=TOLERANCE)
+        close = math.isclose(a, b, rel_tol=0.0, abs_tol=TOLERANCE)
+        return a == b or (close and (isinstance(a, float) or isinstance(b, float)))
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_equal, a, b))
     return bool(a == b)

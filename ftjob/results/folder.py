@@ -37,14 +37,17 @@ class RunFolder:
 
     def attempts(self) -> list[int]:
         """The numbers of the attempts that left a status or a journal, in order."""
-        found = {int(m.group(1)) for kind in ("status", "journal")
-                 for f in (self.path / kind).glob("rank*")
-                 if (m := re.fullmatch(r"rank\d+\.attempt(\d+)\.jsonl?", f.name))}
+        found = {
+            int(m.group(1))
+            for kind in ("status", "journal")
+            for f in (self.path / kind).glob("rank*")
+            if (m := re.fullmatch(r"rank\d+\.attempt(\d+)\.jsonl?", f.name))
+        }
         return sorted(found)
 
     def statuses(self) -> list[dict[str, Any]]:
         """Every rank's status of every attempt, by attempt and rank."""
-        files = [f for f in (self.path / "status").glob("rank*.attempt*.json")]
+        files = (self.path / "status").glob("rank*.attempt*.json")
         read = [read_json_file(f) for f in files]
         return sorted(read, key=lambda s: (s["attempt"], s["rank"]))
 
@@ -112,14 +115,17 @@ def open_folder(wanted: str | None, name: str, now: datetime) -> RunFolder:
         if wanted is not None:
             path = Path(wanted).expanduser()
             if path.is_dir() and any(path.iterdir()) and not (path / "identity.json").is_file():
-                raise ResumeRefused(f"run.dir={wanted}: the folder is not empty and is no run of "
-                                    "ftjob's (it has no identity.json). Name another folder.")
+                raise ResumeRefused(
+                    f"run.dir={wanted}: the folder is not empty and is no run of "
+                    "ftjob's (it has no identity.json). Name another folder."
+                )
             path.mkdir(parents=True, exist_ok=True)
         else:
             path = _fresh(Path("runs"), f"{now:%Y-%m-%d_%H-%M-%S}_{safe}")
     except OSError as error:
-        raise RunFolderError(f"run.dir={wanted or 'runs'}: cannot be made: "
-                             f"{error.strerror}") from None
+        raise RunFolderError(
+            f"run.dir={wanted or 'runs'}: cannot be made: {error.strerror}"
+        ) from None
     _point_latest(path)
     return RunFolder(path)
 

@@ -46,14 +46,24 @@ class Scan:
 class JournalWriter:
     """Appends the records of one rank in one attempt; `append` returns when they are on disk."""
 
-    def __init__(self, folder: RunFolder, rank: int, attempt: int, identity: str,
-                 fences: dict[str, int]) -> None:
+    def __init__(
+        self, folder: RunFolder, rank: int, attempt: int, identity: str, fences: dict[str, int]
+    ) -> None:
         path = folder.journal(rank, attempt)
         path.parent.mkdir(parents=True, exist_ok=True)
         # "x": an attempt's file is never written by anybody else
         self._file = path.open("x", encoding="utf-8")
-        self._write([{"journal": VERSION, "attempt": attempt, "rank": rank,
-                      "identity": identity, "fences": fences}])
+        self._write(
+            [
+                {
+                    "journal": VERSION,
+                    "attempt": attempt,
+                    "rank": rank,
+                    "identity": identity,
+                    "fences": fences,
+                }
+            ]
+        )
         sync_folder(path.parent)
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
@@ -61,8 +71,9 @@ class JournalWriter:
         self._write(records)
 
     def _write(self, records: Sequence[dict[str, Any]]) -> None:
-        self._file.write("".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n"
-                                 for r in records))
+        self._file.write(
+            "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records)
+        )
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -81,8 +92,11 @@ def scan(path: Path, limit: int | None) -> Scan:
     header: dict[str, Any] | None = None
     at = 0
     with path.open("rb") as file:
-        size = min(limit, os.fstat(file.fileno()).st_size) if limit is not None else \
-            os.fstat(file.fileno()).st_size
+        size = (
+            min(limit, os.fstat(file.fileno()).st_size)
+            if limit is not None
+            else os.fstat(file.fileno()).st_size
+        )
         for number, line in enumerate(file, start=1):
             stop = at + len(line)
             if stop > size:
@@ -94,16 +108,27 @@ def scan(path: Path, limit: int | None) -> Scan:
                 if number == 1:
                     header = dict(record)
                     if header["journal"] != VERSION:
-                        raise RunFolderError(f"{path}: journal version {header['journal']}, this "
-                                             f"ftjob writes version {VERSION}")
+                        raise RunFolderError(
+                            f"{path}: journal version {header['journal']}, this "
+                            f"ftjob writes version {VERSION}"
+                        )
                 else:
-                    entries.append(Entry(record["index"], record["key"], path, at, stop,
-                                         record["error"] is not None))
+                    entries.append(
+                        Entry(
+                            record["index"],
+                            record["key"],
+                            path,
+                            at,
+                            stop,
+                            record["error"] is not None,
+                        )
+                    )
             except (ValueError, KeyError, TypeError):
                 if stop < size:
                     raise RunFolderError(
                         f"{path}: line {number} is damaged, and lines follow it. Move the file "
-                        "away to have its rows scored again.") from None
+                        "away to have its rows scored again."
+                    ) from None
                 break
             at = stop
     return Scan(header, entries, at, torn=at < size)
@@ -150,7 +175,7 @@ def raw_lines(entries: Sequence[Entry]) -> Iterator[bytes]:
             if entry.file not in maps:
                 with entry.file.open("rb") as file:
                     maps[entry.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            yield maps[entry.file][entry.start:entry.stop]
+            yield maps[entry.file][entry.start : entry.stop]
     finally:
         for opened in maps.values():
             opened.close()

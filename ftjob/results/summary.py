@@ -99,12 +99,19 @@ def merged_status(folder: RunFolder) -> Json:
         if status["code"] is None:
             status["code"] = KILLED
             status["cause"] = Cause(
-                KILLED, f"attempt {status['attempt']} ended without a status, last heartbeat "
-                f"{status['heartbeat']}", status["rank"]).as_dict()
+                KILLED,
+                f"attempt {status['attempt']} ended without a status, last heartbeat "
+                f"{status['heartbeat']}",
+                status["rank"],
+            ).as_dict()
     latest = [s for s in statuses if s["attempt"] == statuses[-1]["attempt"]]
     worst = next((s for s in latest if s["code"] != DONE), latest[0])
-    return {"code": worst["code"], "cause": worst["cause"], "attempt": worst["attempt"],
-            "ranks": statuses}
+    return {
+        "code": worst["code"],
+        "cause": worst["cause"],
+        "attempt": worst["attempt"],
+        "ranks": statuses,
+    }
 
 
 @dataclass(frozen=True)
@@ -136,8 +143,7 @@ def score_samples(task: Task, path: Path) -> Score:
 def verdict(config: JobConfig, values: dict[str, float], failed: int) -> tuple[int, str | None]:
     """The exit code of a run that reached its end, and its reason."""
     if failed > config.run.max_failed:
-        return TOO_MANY_FAILED, (f"{failed} rows failed, run.max_failed is "
-                                 f"{config.run.max_failed}")
+        return TOO_MANY_FAILED, (f"{failed} rows failed, run.max_failed is {config.run.max_failed}")
     for name, least in config.dataset.expect.items():
         value = values.get(name)
         if value is None or value < least:
@@ -181,8 +187,7 @@ def _cause_text(cause: Json | None) -> str | None:
     return None if cause is None else str(Cause(**cause))
 
 
-def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, status: Json
-             ) -> Json:
+def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, status: Json) -> Json:
     """results.json in lm-eval's shape, with what the page shows besides."""
     environment = read_json_file(folder.file("environment.json"))
     plan = read_json_file(folder.file("plan.json"))
@@ -195,36 +200,67 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
         if name in summary.stderrs:
             figures[f"{name}_stderr,none"] = summary.stderrs[name]
     figures["sample_len"] = score.answered
-    expect = {name: {"minimum": least, "value": summary.values.get(name),
-                     "met": (summary.values.get(name) or 0.0) >= least}
-              for name, least in config.dataset.expect.items()}
+    expect = {
+        name: {
+            "minimum": least,
+            "value": summary.values.get(name),
+            "met": (summary.values.get(name) or 0.0) >= least,
+        }
+        for name, least in config.dataset.expect.items()
+    }
     overrides = folder.file("overrides.txt").read_text(encoding="utf-8").splitlines()
     return {
-        "ftjob": __version__, "run_dir": str(folder.path), "name": config.run.name
-        or config.model.name, "date": last["started"], "git_hash": environment.get("git_hash"),
+        "ftjob": __version__,
+        "run_dir": str(folder.path),
+        "name": config.run.name or config.model.name,
+        "date": last["started"],
+        "git_hash": environment.get("git_hash"),
         "command": shlex.join(["python", "-m", "ftjob", *overrides]),
-        "results": {task.name: figures}, "headline": list(task.headline),
-        "metrics": {n: {"title": m.title, "unit": m.unit, "definition": m.definition,
-                        "higher_is_better": m.higher_is_better}
-                    for n, m in task.metrics.items()},
+        "results": {task.name: figures},
+        "headline": list(task.headline),
+        "metrics": {
+            n: {
+                "title": m.title,
+                "unit": m.unit,
+                "definition": m.definition,
+                "higher_is_better": m.higher_is_better,
+            }
+            for n, m in task.metrics.items()
+        },
         "higher_is_better": {task.name: {n: m.higher_is_better for n, m in task.metrics.items()}},
-        "n-samples": {task.name: {"original": last["dataset"]["total"],
-                                  "effective": score.answered}},
+        "n-samples": {
+            task.name: {"original": last["dataset"]["total"], "effective": score.answered}
+        },
         "dataset": last["dataset"]["name"],
-        "failed": {"count": score.failed, "max_failed": config.run.max_failed,
-                   "first": score.first_failed},
-        "expect": expect, "throughput": _throughput(ranks),
-        "phases": [p for s in ranks for p in s["phases"]], "devices": devices,
-        "attempts": [{"attempt": s["attempt"], "code": s["code"],
-                      "cause": _cause_text(s["cause"]), "rows": s["rows"],
-                      "started": s["started"], "host": s["host"]}
-                     for s in ranks if s["rank"] == 0],
+        "failed": {
+            "count": score.failed,
+            "max_failed": config.run.max_failed,
+            "first": score.first_failed,
+        },
+        "expect": expect,
+        "throughput": _throughput(ranks),
+        "phases": [p for s in ranks for p in s["phases"]],
+        "devices": devices,
+        "attempts": [
+            {
+                "attempt": s["attempt"],
+                "code": s["code"],
+                "cause": _cause_text(s["cause"]),
+                "rows": s["rows"],
+                "started": s["started"],
+                "host": s["host"],
+            }
+            for s in ranks
+            if s["rank"] == 0
+        ],
         "model": plan["model"],
-        "parallel": {k: plan["plan"][k] for k in ("tensor", "pipeline", "data")} | {
-            "ranks": len(plan["plan"]["machine"]["devices_of_rank"])},
+        "parallel": {k: plan["plan"][k] for k in ("tensor", "pipeline", "data")}
+        | {"ranks": len(plan["plan"]["machine"]["devices_of_rank"])},
         "total_evaluation_time_seconds": sum(s["elapsed_s"] for s in ranks if s["rank"] == 0),
-        "notes": _notes(plan["model"], config), "charts": summary.charts,
-        "tables": summary.tables}
+        "notes": _notes(plan["model"], config),
+        "charts": summary.charts,
+        "tables": summary.tables,
+    }
 
 
 def _throughput(ranks: list[Json]) -> Json:
@@ -235,17 +271,31 @@ def _throughput(ranks: list[Json]) -> Json:
     rows = tokens = 0
     seconds = 0.0
     for attempt in {s["attempt"] for s in ranks}:
-        spans = [(p["start_s"], p["end_s"]) for s in ranks if s["attempt"] == attempt
-                 for p in s["phases"] if p["name"] == "score"]
+        spans = [
+            (p["start_s"], p["end_s"])
+            for s in ranks
+            if s["attempt"] == attempt
+            for p in s["phases"]
+            if p["name"] == "score"
+        ]
         if spans:
             seconds += max(e for _, e in spans) - min(b for b, _ in spans)
-        first = [d for s in ranks if s["attempt"] == attempt for d in s["devices"]
-                 if d["spec"]["tensor"] == 0 and d["spec"]["pipeline"] == 0]
+        first = [
+            d
+            for s in ranks
+            if s["attempt"] == attempt
+            for d in s["devices"]
+            if d["spec"]["tensor"] == 0 and d["spec"]["pipeline"] == 0
+        ]
         rows += sum(d["rows"] for d in first)
         tokens += sum(d["tokens"] for d in first)
-    return {"rows": rows, "tokens": tokens, "seconds": round(seconds, 4),
-            "rows_per_s": rows / seconds if seconds else 0.0,
-            "tokens_per_s": tokens / seconds if seconds else 0.0}
+    return {
+        "rows": rows,
+        "tokens": tokens,
+        "seconds": round(seconds, 4),
+        "rows_per_s": rows / seconds if seconds else 0.0,
+        "tokens_per_s": tokens / seconds if seconds else 0.0,
+    }
 
 
 def _notes(model: Json, config: JobConfig) -> list[str]:
@@ -253,6 +303,5 @@ def _notes(model: Json, config: JobConfig) -> list[str]:
     if model["random"]:
         notes.append("The weights are random: scores mean nothing, only speed and memory do.")
     if config.dataset.limit is not None:
-        notes.append(f"Only the first {config.dataset.limit} rows were asked for "
-                     "(dataset.limit).")
+        notes.append(f"Only the first {config.dataset.limit} rows were asked for (dataset.limit).")
     return notes

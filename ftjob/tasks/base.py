@@ -92,8 +92,9 @@ class Task(Protocol):
     headline: tuple[str, ...]
     metrics: dict[str, Metric]
 
-    def prepare(self, rows: Sequence[Row], keys: Sequence[str], encoder: Encoder, positions: int
-                ) -> list[ScoreRequest | dict[str, Any]]:
+    def prepare(
+        self, rows: Sequence[Row], keys: Sequence[str], encoder: Encoder, positions: int
+    ) -> list[ScoreRequest | dict[str, Any]]:
         """A request for each row, or the error record of a row that cannot be one."""
 
     def record(self, request: ScoreRequest, scored: Scored, encoder: Encoder) -> dict[str, Any]:
@@ -114,9 +115,19 @@ def near_ties(gaps: Sequence[float]) -> list[list[float]]:
 
 def error_record(row: Row, key: str, message: str) -> dict[str, Any]:
     """The record of a row that gives no answer."""
-    return {"id": row.id or key, "key": key, "index": row.index, "line": row.line,
-            "input": row.text, "target": None, "output": None, "output_ids": [],
-            "finish_reason": "error", "error": message, "near_ties": []}
+    return {
+        "id": row.id or key,
+        "key": key,
+        "index": row.index,
+        "line": row.line,
+        "input": row.text,
+        "target": None,
+        "output": None,
+        "output_ids": [],
+        "finish_reason": "error",
+        "error": message,
+        "near_ties": [],
+    }
 
 
 class KeyMaker:

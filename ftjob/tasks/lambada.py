@@ -31,28 +31,47 @@ class Lambada:
     """The task. `ngrams` > 0 scores every position, so that n-gram accuracy can be counted."""
 
     name = "lambada"
-    headline = ("acc",)
+    headline: tuple[str, ...] = ("acc",)
 
     def __init__(self, ngrams: int = 0) -> None:
         self.ngrams = ngrams
         self.metrics = {
-            "acc": Metric("Strict last word", "A row counts when every token of the last word is "
-                          "the model's most likely token (lm-eval's acc). The word is tokenised "
-                          "as ' word', apart from its context.", "%"),
-            "last_token_acc": Metric("Last BPE token", "A row counts when its very last token is "
-                                     "the most likely one, the word's earlier tokens given "
-                                     "(FasterTransformer's last token accuracy).", "%"),
-            "perplexity": Metric("Word perplexity", "exp of minus the mean over rows of the last "
-                                 "word's summed log-probability (lm-eval's perplexity).", "",
-                                 higher_is_better=False),
-            **{f"{n}gram_acc": Metric(
-                f"{n}-gram", f"Of all positions followed by at least {n} tokens, the share where "
-                f"greedy decoding would give the next {n} exactly (FasterTransformer's {n}-gram "
-                "accuracy).", "%") for n in range(1, ngrams + 1)},
+            "acc": Metric(
+                "Strict last word",
+                "A row counts when every token of the last word is "
+                "the model's most likely token (lm-eval's acc). The word is tokenised "
+                "as ' word', apart from its context.",
+                "%",
+            ),
+            "last_token_acc": Metric(
+                "Last BPE token",
+                "A row counts when its very last token is "
+                "the most likely one, the word's earlier tokens given "
+                "(FasterTransformer's last token accuracy).",
+                "%",
+            ),
+            "perplexity": Metric(
+                "Word perplexity",
+                "exp of minus the mean over rows of the last "
+                "word's summed log-probability (lm-eval's perplexity).",
+                "",
+                higher_is_better=False,
+            ),
+            **{
+                f"{n}gram_acc": Metric(
+                    f"{n}-gram",
+                    f"Of all positions followed by at least {n} tokens, the share where "
+                    f"greedy decoding would give the next {n} exactly "
+                    f"(FasterTransformer's {n}-gram accuracy).",
+                    "%",
+                )
+                for n in range(1, ngrams + 1)
+            },
         }
 
-    def prepare(self, rows: Sequence[Row], keys: Sequence[str], encoder: Encoder, positions: int
-                ) -> list[ScoreRequest | dict[str, Any]]:
+    def prepare(
+        self, rows: Sequence[Row], keys: Sequence[str], encoder: Encoder, positions: int
+    ) -> list[ScoreRequest | dict[str, Any]]:
         """A request for each row, or the error record of a row that cannot be one."""
         splits = [row.text.rsplit(" ", 1) if row.text is not None else [] for row in rows]
         pairs = [i for i, parts in enumerate(splits) if len(parts) == 2]
@@ -70,9 +89,14 @@ class Lambada:
             elif not context:
                 out.append(error_record(row, key, f"line {row.line}: no text before the last word"))
             elif tokens - 1 > positions:
-                out.append(error_record(
-                    row, key, f"line {row.line}: {tokens - 1} tokens before the last, but the "
-                    f"model has {positions} positions"))
+                out.append(
+                    error_record(
+                        row,
+                        key,
+                        f"line {row.line}: {tokens - 1} tokens before the last, but the "
+                        f"model has {positions} positions",
+                    )
+                )
             else:
                 first = 1 if self.ngrams else len(context)
                 out.append(ScoreRequest(row, key, context + target, first, len(context)))
@@ -83,19 +107,34 @@ class Lambada:
         row, skip = request.row, request.target_from - request.scored_from
         assert row.text is not None
         context, _, word = row.text.rpartition(" ")
-        target, best = request.ids[request.target_from:], scored.best[skip:]
+        target, best = request.ids[request.target_from :], scored.best[skip:]
         record: dict[str, Any] = {
-            "id": row.id or request.key, "key": request.key, "index": row.index,
-            "line": row.line, "input": context, "target": f" {word}",
-            "output": encoder.decode(best), "output_ids": best, "finish_reason": "length",
-            "error": None, "correct": best == target, "last_token_correct": best[-1] == target[-1],
-            "logprob": math.fsum(scored.logprobs[skip:]), "near_ties": near_ties(scored.gaps[skip:]),
-            "tokens": len(request.ids), "target_tokens": len(target),
+            "id": row.id or request.key,
+            "key": request.key,
+            "index": row.index,
+            "line": row.line,
+            "input": context,
+            "target": f" {word}",
+            "output": encoder.decode(best),
+            "output_ids": best,
+            "finish_reason": "length",
+            "error": None,
+            "correct": best == target,
+            "last_token_correct": best[-1] == target[-1],
+            "logprob": math.fsum(scored.logprobs[skip:]),
+            "near_ties": near_ties(scored.gaps[skip:]),
+            "tokens": len(request.ids),
+            "target_tokens": len(target),
         }
         if self.ngrams:
             hits = [b == t for b, t in zip(scored.best, request.ids[1:], strict=True)]
-            record["ngrams"] = [[sum(all(hits[i:i + n]) for i in range(len(hits) - n + 1)),
-                                 max(0, len(hits) - n + 1)] for n in range(1, self.ngrams + 1)]
+            record["ngrams"] = [
+                [
+                    sum(all(hits[i : i + n]) for i in range(len(hits) - n + 1)),
+                    max(0, len(hits) - n + 1),
+                ]
+                for n in range(1, self.ngrams + 1)
+            ]
         return record
 
     def summarise(self, samples: Iterable[dict[str, Any]]) -> Summary:
@@ -151,18 +190,41 @@ class _Tally:
         for i, (hits, count) in enumerate(self.ngrams, start=1):
             if count:  # positions of a row hang together, so a binomial error would be too small
                 out.values[f"{i}gram_acc"] = hits / count
-        out.charts = [{"title": "Accuracy against context length", "kind": "rate",
-                       "x": "context tokens", "y": "strict last word", "points": [
-                           {"label": f"{b * LENGTH_BIN}-{(b + 1) * LENGTH_BIN - 1}",
-                            "value": hits / count, "stderr": rate_error(hits, count),
-                            "count": count}
-                           for b, (hits, count) in sorted(self.bins.items())]}]
+        out.charts = [
+            {
+                "title": "Accuracy against context length",
+                "kind": "rate",
+                "x": "context tokens",
+                "y": "strict last word",
+                "points": [
+                    {
+                        "label": f"{b * LENGTH_BIN}-{(b + 1) * LENGTH_BIN - 1}",
+                        "value": hits / count,
+                        "stderr": rate_error(hits, count),
+                        "count": count,
+                    }
+                    for b, (hits, count) in sorted(self.bins.items())
+                ],
+            }
+        ]
         worst = sorted(self.worst, key=lambda w: (w[0], w[1]["index"]))[:WORST_ROWS]
-        out.tables = [{"title": "Worst rows", "note": "lowest log-probability of the last word",
-                       "columns": ["line", "end of the context", "target", "output",
-                                   "log-probability"],
-                       "rows": [[str(s["line"]), f"…{s['input'][-90:]}", s["target"], s["output"],
-                                 f"{s['logprob']:.2f}"] for _, s in worst]}]
+        out.tables = [
+            {
+                "title": "Worst rows",
+                "note": "lowest log-probability of the last word",
+                "columns": ["line", "end of the context", "target", "output", "log-probability"],
+                "rows": [
+                    [
+                        str(s["line"]),
+                        f"…{s['input'][-90:]}",
+                        s["target"],
+                        s["output"],
+                        f"{s['logprob']:.2f}",
+                    ]
+                    for _, s in worst
+                ],
+            }
+        ]
         return out
 
 

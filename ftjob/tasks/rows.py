@@ -53,12 +53,18 @@ class RowSource:
         path = Path(data.path).expanduser() if data.path is not None else SHIPPED
         name = path.name.removesuffix(".gz")
         readers: dict[str, Callable[[Path], Iterator[Row]]] = {
-            ".jsonl": self._jsonl, ".json": self._jsonl, ".csv": self._csv, ".tsv": self._csv,
-            ".parquet": self._parquet}
+            ".jsonl": self._jsonl,
+            ".json": self._jsonl,
+            ".csv": self._csv,
+            ".tsv": self._csv,
+            ".parquet": self._parquet,
+        }
         kind = Path(name).suffix.lower()
         if kind not in readers:
-            raise DataError(f"dataset.path={path}: cannot tell the format from {kind or 'no'!r} "
-                            f"ending. {nearest(kind, readers)}")
+            raise DataError(
+                f"dataset.path={path}: cannot tell the format from {kind or 'no'!r} "
+                f"ending. {nearest(kind, readers)}"
+            )
         if not path.is_file():
             raise DataError(f"dataset.path={path}: no such file")
         return readers[kind](path)
@@ -80,9 +86,11 @@ class RowSource:
             reader = csv.DictReader(_guard(text, path), delimiter=delimiter)
             try:
                 if self.dataset.column not in (reader.fieldnames or ()):
-                    raise DataError(f"{path}: line 1: no column {self.dataset.column!r} "
-                                    f"(dataset.column). "
-                                    f"{nearest(self.dataset.column, reader.fieldnames or ())}")
+                    raise DataError(
+                        f"{path}: line 1: no column {self.dataset.column!r} "
+                        f"(dataset.column). "
+                        f"{nearest(self.dataset.column, reader.fieldnames or ())}"
+                    )
                 for index, fields in enumerate(reader):
                     yield value_row(index, reader.line_num, fields[self.dataset.column])
             except csv.Error as error:
@@ -96,8 +104,10 @@ class RowSource:
             file = pyarrow.parquet.ParquetFile(path)
             names = file.schema_arrow.names
             if self.dataset.column not in names:
-                raise DataError(f"{path}: no column {self.dataset.column!r} (dataset.column). "
-                                f"{nearest(self.dataset.column, names)}")
+                raise DataError(
+                    f"{path}: no column {self.dataset.column!r} (dataset.column). "
+                    f"{nearest(self.dataset.column, names)}"
+                )
             index = 0
             for batch in file.iter_batches(columns=[self.dataset.column]):
                 for value in batch.column(0).to_pylist():
@@ -120,8 +130,10 @@ class RowSource:
                 "(dataset=lambada); a local file is given by dataset=lambada dataset.path=FILE."
             ) from None
         if data.column not in loaded.column_names:
-            raise DataError(f"dataset.hub={name}: no column {data.column!r} (dataset.column). "
-                            f"{nearest(data.column, loaded.column_names)}")
+            raise DataError(
+                f"dataset.hub={name}: no column {data.column!r} (dataset.column). "
+                f"{nearest(data.column, loaded.column_names)}"
+            )
         for index, fields in enumerate(loaded):
             yield value_row(index, index + 1, fields[data.column])
 
@@ -144,14 +156,16 @@ def value_row(index: int, line: int, value: Any, raw: bytes | None = None) -> Ro
     """The row of one value that should be text."""
     if not isinstance(value, str):
         content = raw if raw is not None else repr(value).encode("utf-8", "surrogateescape")
-        return Row(index, line, content, None,
-                   f"line {line}: expected text, found {type(value).__name__}")
+        return Row(
+            index, line, content, None, f"line {line}: expected text, found {type(value).__name__}"
+        )
     try:
         return Row(index, line, value.encode("utf-8"), value)
     except UnicodeEncodeError as error:
         content = value.encode("utf-8", "surrogatepass")
-        return Row(index, line, content, None,
-                   f"line {line}: invalid UTF-8 at character {error.start}")
+        return Row(
+            index, line, content, None, f"line {line}: invalid UTF-8 at character {error.start}"
+        )
 
 
 def _open(path: Path) -> BinaryIO:

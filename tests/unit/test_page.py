@@ -16,8 +16,14 @@ from typing import Any
 
 import pytest
 
-from ftjob.results.page import formats, plots
-from ftjob.results.page import render_html, render_markdown, render_summary, render_terminal
+from ftjob.results.page import (
+    formats,
+    plots,
+    render_html,
+    render_markdown,
+    render_summary,
+    render_terminal,
+)
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 VOID = {"meta", "link", "br", "img", "input", "hr", "wbr"}

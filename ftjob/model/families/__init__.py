@@ -28,8 +28,9 @@ class Family(Protocol):
     def read_config(self, config: Mapping[str, Any]) -> Arch:
         """The `Arch` of a checkpoint's config.json; KeyError names a missing key."""
 
-    def from_shape(self, layers: int, heads: int, hidden: int, ffn: int | None, vocab: int,
-                   positions: int) -> Arch:
+    def from_shape(
+        self, layers: int, heads: int, hidden: int, ffn: int | None, vocab: int, positions: int
+    ) -> Arch:
         """The `Arch` of a shape in conf/model, the rest as the family has it by default."""
 
     def tensors(self, arch: Arch) -> tuple[TensorRule, ...]:
@@ -55,6 +56,7 @@ def family_of(model_type: str) -> str:
     """
     types = {t: name for name in MODULES for t in family(name).MODEL_TYPES}
     if model_type not in types:
-        raise CheckpointError(f"model_type {model_type!r}: no family reads it. "
-                              f"{nearest(model_type, types)}")
+        raise CheckpointError(
+            f"model_type {model_type!r}: no family reads it. {nearest(model_type, types)}"
+        )
     return types[model_type]

@@ -19,8 +19,12 @@ PREFIXES = ("transformer.", "")
 IGNORED = ("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias", "lm_head.weight")
 
 _ACTIVATIONS: Mapping[str, Activation] = {
-    "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
-    "gelu": "gelu", "relu": "relu"}
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+}
 
 
 def read_config(config: Mapping[str, Any]) -> Arch:
@@ -32,26 +36,49 @@ def read_config(config: Mapping[str, Any]) -> Arch:
     """
     activation = config.get("activation_function", "gelu_new")
     if activation not in _ACTIVATIONS:
-        raise CheckpointError(f"config.json: activation_function={activation!r} is not supported; "
-                              f"known: {', '.join(_ACTIVATIONS)}")
-    for flag, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False),
-                        ("add_cross_attention", False), ("tie_word_embeddings", True)):
+        raise CheckpointError(
+            f"config.json: activation_function={activation!r} is not supported; "
+            f"known: {', '.join(_ACTIVATIONS)}"
+        )
+    for flag, usual in (
+        ("scale_attn_weights", True),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("add_cross_attention", False),
+        ("tie_word_embeddings", True),
+    ):
         if config.get(flag, usual) is not usual:
-            raise CheckpointError(f"config.json: {flag}={config[flag]} is not supported, "
-                                  f"only {usual}")
+            raise CheckpointError(
+                f"config.json: {flag}={config[flag]} is not supported, only {usual}"
+            )
     hidden = config["n_embd"]
     return Arch(
-        family="gpt2", layers=config["n_layer"], heads=config["n_head"], hidden=hidden,
-        ffn=config.get("n_inner") or 4 * hidden, vocab=config["vocab_size"],
-        positions=config["n_positions"], norm_eps=config.get("layer_norm_epsilon", 1e-5),
-        activation=_ACTIVATIONS[activation], tied_head=True)
+        family="gpt2",
+        layers=config["n_layer"],
+        heads=config["n_head"],
+        hidden=hidden,
+        ffn=config.get("n_inner") or 4 * hidden,
+        vocab=config["vocab_size"],
+        positions=config["n_positions"],
+        norm_eps=config.get("layer_norm_epsilon", 1e-5),
+        activation=_ACTIVATIONS[activation],
+        tied_head=True,
+    )
 
 
-def from_shape(layers: int, heads: int, hidden: int, ffn: int | None, vocab: int,
-               positions: int) -> Arch:
+def from_shape(
+    layers: int, heads: int, hidden: int, ffn: int | None, vocab: int, positions: int
+) -> Arch:
     """A GPT-2 of that shape."""
-    return read_config({"n_layer": layers, "n_head": heads, "n_embd": hidden, "n_inner": ffn,
-                        "vocab_size": vocab, "n_positions": positions})
+    return read_config(
+        {
+            "n_layer": layers,
+            "n_head": heads,
+            "n_embd": hidden,
+            "n_inner": ffn,
+            "vocab_size": vocab,
+            "n_positions": positions,
+        }
+    )
 
 
 def tensors(arch: Arch) -> tuple[TensorRule, ...]:
@@ -63,17 +90,32 @@ def tensors(arch: Arch) -> tuple[TensorRule, ...]:
 
     def norm(parameter: str, source: str) -> list[TensorRule]:
         where: Any = "layer" if "{layer}" in source else "last"
-        return [TensorRule(f"{parameter}.weight", f"{source}.weight", (h,), where, mean=1.0),
-                TensorRule(f"{parameter}.bias", f"{source}.bias", (h,), where)]
+        return [
+            TensorRule(f"{parameter}.weight", f"{source}.weight", (h,), where, mean=1.0),
+            TensorRule(f"{parameter}.bias", f"{source}.bias", (h,), where),
+        ]
 
-    def linear(parameter: str, source: str, shape: tuple[int, int], cut: Split,
-               bias: Split | None) -> list[TensorRule]:
-        weight = TensorRule(f"layers.{{layer}}.{parameter}.weight", f"h.{{layer}}.{source}.weight",
-                            shape, "layer", cut, transpose=True, quantize=True)
-        rule = TensorRule(f"layers.{{layer}}.{parameter}.bias", f"h.{{layer}}.{source}.bias",
-                          shape[1:], "layer")
-        return [weight, rule if bias is None else
-                TensorRule(rule.parameter, rule.source, rule.shape, "layer", bias)]
+    def linear(
+        parameter: str, source: str, shape: tuple[int, int], cut: Split, bias: Split | None
+    ) -> list[TensorRule]:
+        weight = TensorRule(
+            f"layers.{{layer}}.{parameter}.weight",
+            f"h.{{layer}}.{source}.weight",
+            shape,
+            "layer",
+            cut,
+            transpose=True,
+            quantize=True,
+        )
+        rule = TensorRule(
+            f"layers.{{layer}}.{parameter}.bias", f"h.{{layer}}.{source}.bias", shape[1:], "layer"
+        )
+        return [
+            weight,
+            rule
+            if bias is None
+            else TensorRule(rule.parameter, rule.source, rule.shape, "layer", bias),
+        ]
 
     return (
         TensorRule("embed.tokens", "wte.weight", (arch.vocab, h), "first", vocab),

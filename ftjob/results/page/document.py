@@ -18,7 +18,6 @@ from ftjob.results.page import facts, plots, tables
 from ftjob.results.page.formats import MISSING, instant, one_line, pairs
 from ftjob.results.page.tables import Table
 
-
 WIDE, NARROW = 700, 330  # CSS pixels of a chart on a desk and on a phone
 
 
