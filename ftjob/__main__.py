@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from types import MappingProxyType
 
-from ftjob.errors import INTERRUPTED, JobError, nearest
+from ftjob.errors import DONE, INTERRUPTED, JobError, nearest
 
 # name -> (module, one line of help)
 COMMANDS = MappingProxyType(
@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JobError as error:
         print(f"ftjob: {error}", file=sys.stderr)
         return error.code
+    except BrokenPipeError:
+        return DONE
     except KeyboardInterrupt:
         print("ftjob: interrupted before the run began", file=sys.stderr)
         return INTERRUPTED
@@ -94,7 +96,10 @@ def cli() -> None:
     """Run the process's command line and leave. Where device threads still compute, leave without
     Python's own shutdown: it would wait for them, or take memory from under them."""
     code = main()
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `ftjob ... | head` has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.stderr.flush()
     if any(t.name.startswith("device") for t in threading.enumerate()):
         os._exit(code)

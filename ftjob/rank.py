@@ -86,14 +86,13 @@ class Rank:
         self,
         job: Job,
         folder: RunFolder,
-        attempt: int,
         journal: JournalWriter,
         done: set[str],
         identity: str,
         log: RunLog,
         phases: Phases,
     ) -> None:
-        self.job, self.folder, self.attempt, self.journal = job, folder, attempt, journal
+        self.job, self.folder, self.journal = job, folder, journal
         self.log, self.phases, self.identity = log, phases, identity
         self.already, self.unseen = len(done), set(done)
         self.task = make_task(job.config.dataset)
@@ -299,10 +298,10 @@ class Rank:
         self.next_heartbeat = time.monotonic() + HEARTBEAT_S
         machine = self.job.plan.machine
         write_json(
-            self.folder.status(self.phases.rank, self.attempt),
+            self.folder.status(self.phases.rank, self.phases.attempt),
             {
                 "rank": self.phases.rank,
-                "attempt": self.attempt,
+                "attempt": self.phases.attempt,
                 "code": code,
                 "cause": cause.as_dict() if cause else None,
                 "started": self.started,
@@ -319,7 +318,7 @@ class Rank:
                         "rank": self.phases.rank,
                         "device": d.thread.spec.local,
                         "name": d.name or machine.device,
-                        "attempt": self.attempt,
+                        "attempt": self.phases.attempt,
                         "rows": d.rows,
                         "tokens": d.tokens,
                         "busy_s": round(d.busy_s, 4),

@@ -103,7 +103,7 @@ def _download(repo: str, revision: str | None, model: str) -> str:
         raise CheckpointError(
             f"model.checkpoint={repo}: not in the hub's cache (HF_HOME), and could not be "
             f"downloaded: {type(error).__name__}: {reason[0]}\nThree ways to give the weights:\n"
-            f"  1. on a machine with network: huggingface-cli download {repo}, then the same "
+            f"  1. on a machine with network: hf download {repo}, then the same "
             "HF_HOME here\n"
             f"  2. a folder with config.json and safetensors: model={model} "
             "model.checkpoint=PATH\n"

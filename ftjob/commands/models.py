@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ftjob.commands.layout import columns, parameters
 from ftjob.commands.plan import planned_model
 from ftjob.config.compose import choices, compose
 from ftjob.errors import ConfigError
@@ -18,30 +19,19 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
 
 
 def table(config_dirs: Sequence[str]) -> str:
-    """One line a model: name, family, parameters, shape, checkpoint."""
-    rows = [("model", "family", "parameters", "layers", "heads", "hidden", "checkpoint")]
+    """One line a model, smallest first: name, family, parameters, shape, checkpoint."""
+    rows: list[tuple[int, list[str]]] = []
     for name in choices("model", config_dirs):
-        model = compose(
-            [f"model={name}", *([] if name != "gpt2" else ["model.checkpoint=PATH"])], config_dirs
-        ).model
-        if model.arch.layers is None:
-            rows.append((name, model.family, "-", "-", "-", "-", "model.checkpoint=PATH"))
+        values = [f"model={name}", "model.checkpoint=PATH"]
+        config = compose(values, config_dirs)
+        if config.model.arch.layers is None:
+            rows.append((0, [name, config.model.family, "-", "-", "-", "-", "of your own"]))
             continue
-        source = planned_model(compose([f"model={name}"], config_dirs))
+        source = planned_model(config)
         arch = source.arch
-        rows.append(
-            (
-                name,
-                arch.family,
-                f"{source.parameters / 1e6:,.1f} M",
-                str(arch.layers),
-                str(arch.heads),
-                str(arch.hidden),
-                model.checkpoint,
-            )
-        )
-    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+        shape = [str(arch.layers), str(arch.heads), str(arch.hidden)]
+        origin = compose(values[:1], config_dirs).model.checkpoint
+        count = source.parameters
+        rows.append((count, [name, arch.family, parameters(count), *shape, origin]))
+    head = ["model", "family", "parameters", "layers", "heads", "hidden", "checkpoint"]
+    return "\n".join(columns([head, *(row for _, row in sorted(rows))]))

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from ftjob.commands.layout import columns, parameters, size
 from ftjob.config import JobConfig
 from ftjob.config.compose import compose
 from ftjob.job import ModelSource, open_model, shape_arch
 from ftjob.launch.world import detect_world, make_machine
-from ftjob.model.arch import Arch
 from ftjob.model.families import family
 from ftjob.plan import Plan, check_length, make_plan
 
@@ -23,13 +23,16 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
     config = compose(overrides, config_dirs)
     machine = make_machine(config.cluster, detect_world(os.environ), os.environ, for_plan=True)
     source = planned_model(config)
+    output_len = config.plan.output_len
+    wanted, room = config.plan.input_len, source.arch.positions - output_len
+    input_len = wanted if isinstance(wanted, int) else max(1, min(512, room))
     check_length(
         source.arch,
-        config.plan.input_len + config.plan.output_len,
-        f"plan.input_len={config.plan.input_len} + plan.output_len={config.plan.output_len}",
+        input_len + output_len,
+        f"plan.input_len={input_len} + plan.output_len={output_len}",
     )
     plan = make_plan(config, source.arch, source.rules, machine)
-    print(render(config, source, plan), end="")
+    print(render(config, source, plan, input_len, output_len), end="")
     return 0
 
 
@@ -46,34 +49,34 @@ def planned_model(config: JobConfig) -> ModelSource:
     return ModelSource(shape, family(model.family).tensors(shape), None, model.checkpoint, ())
 
 
-def render(config: JobConfig, source: ModelSource, plan: Plan) -> str:
+def render(
+    config: JobConfig, source: ModelSource, plan: Plan, input_len: int, output_len: int
+) -> str:
     """The page, as text."""
     arch, machine = source.arch, plan.machine
-    lengths = config.plan.input_len + config.plan.output_len
-    rows = plan.rows_that_fit(lengths)
+    ranks = f"{machine.ranks} rank{'s' if machine.ranks > 1 else ''}"
     lines = [
-        f"model      {config.model.name} ({arch.family}): {source.parameters / 1e6:,.1f} M "
+        f"model      {config.model.name} ({arch.family}): {parameters(source.parameters)} "
         f"parameters, {config.model.dtype}, weights {config.model.weights}",
         f"shape      {arch.layers} layers, {arch.heads} heads of {arch.head_size}, hidden "
         f"{arch.hidden}, MLP {arch.ffn}, vocabulary {arch.vocab}, {arch.positions} positions",
         f"mesh       tensor {plan.tensor} x pipeline {plan.pipeline} x data {plan.data} = "
-        f"{len(plan.devices)} {machine.device} devices on {machine.ranks} "
-        f"rank{'s' if machine.ranks > 1 else ''}",
-        f"memory     {_size(machine.memory_bytes)} a device ({machine.memory_source})",
+        f"{len(plan.devices)} {machine.device} device{'s' if len(plan.devices) > 1 else ''} on "
+        f"{ranks}",
+        f"memory     {size(machine.memory_bytes)} a device ({machine.memory_source})",
         "",
-        *_stage_table(plan, lengths),
+        *_stage_table(plan, input_len + output_len),
         "",
-        f"workspace  {_size(plan.workspace_bytes)} a device for batches of {plan.max_tokens} "
+        f"workspace  {size(plan.workspace_bytes)} a device for batches of {plan.max_tokens} "
         "tokens (estimate)",
-        _batch_line(config, plan, rows, lengths, arch),
+        _batch_line(plan, input_len, output_len),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _stage_table(plan: Plan, lengths: int) -> list[str]:
-    """A line per stage: layers, devices, ranks, bytes."""
-    head = ["stage", "layers", "holds", "devices", "ranks", "weights", "cache/row"]
-    table = [head]
+def _stage_table(plan: Plan, tokens: int) -> list[str]:
+    """A line per stage: layers, devices, ranks, bytes on one device."""
+    table = [["stage", "layers", "holds", "devices", "ranks", "weights", "cache/row"]]
     for stage in range(plan.pipeline):
         members = [d for d in plan.devices if d.pipeline == stage]
         one = members[0]
@@ -85,29 +88,26 @@ def _stage_table(plan: Plan, lengths: int) -> list[str]:
                 "+".join(ends) or "-",
                 _ranges([d.index for d in members]),
                 _ranges(sorted({d.rank for d in members})),
-                _size(one.weight_bytes),
-                _size(one.cache_bytes_per_token * lengths),
+                size(one.weight_bytes),
+                size(one.cache_bytes_per_token * tokens),
             ]
         )
-    widths = [max(len(row[c]) for row in table) for c in range(len(head))]
-    return [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in table
-    ]
+    return columns(table)
 
 
-def _batch_line(config: JobConfig, plan: Plan, rows: int, lengths: int, arch: Arch) -> str:
-    shape = f"{config.plan.input_len} + {config.plan.output_len} tokens"
+def _batch_line(plan: Plan, input_len: int, output_len: int) -> str:
+    """The largest batch, or what is missing for one row."""
+    shape = f"{input_len} + {output_len} tokens"
+    rows = plan.rows_that_fit(input_len + output_len)
     if rows:
-        return (
-            f"batch      {rows:,} rows of {shape} fit a replica; {rows * plan.data:,} rows in "
-            "flight"
-        )
+        whole = f"; {rows * plan.data:,} over all replicas" if plan.data > 1 else ""
+        return f"batch      {rows:,} rows of {shape} fit a replica{whole}"
     worst = max(plan.devices, key=lambda d: d.weight_bytes)
-    need = worst.weight_bytes + plan.workspace_bytes + worst.cache_bytes_per_token * lengths
+    cache = worst.cache_bytes_per_token * (input_len + output_len)
+    need = worst.weight_bytes + plan.workspace_bytes + cache
     return (
-        f"batch      does not fit: one row of {shape} needs {_size(need)} on the fullest "
-        f"device, which has {_size(plan.machine.memory_bytes)}. Raise parallel.tensor or "
+        f"batch      does not fit: one row of {shape} needs {size(need)} on the fullest device, "
+        f"which has {size(plan.machine.memory_bytes)}. Raise parallel.tensor or "
         "parallel.pipeline, or lower batch.max_tokens."
     )
 
@@ -122,13 +122,3 @@ def _ranges(numbers: list[int]) -> str:
             spans.append([n, n])
     texts = [str(a) if a == b else f"{a}-{b}" for a, b in spans]
     return ",".join(texts) if len(texts) <= 4 else f"{','.join(texts[:3])},..,{texts[-1]}"
-
-
-def _size(count: int) -> str:
-    """Bytes with a decimal unit."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}" if unit != "B" else f"{count} B"

@@ -19,7 +19,8 @@ from ftjob.job import Job, identity_hash, prepare
 from ftjob.launch.world import cpu_threads, detect_world, make_machine
 from ftjob.results.folder import RunFolder, open_folder, read_json_file, write_json, write_text
 from ftjob.results.journal import History, JournalWriter, read_history
-from ftjob.results.summary import finish, merged_status, write_report
+from ftjob.results.page import render_terminal
+from ftjob.results.summary import Score, collect, finish, write_report
 from ftjob.telemetry import Phases, RunLog
 
 
@@ -42,43 +43,36 @@ def run(config: JobConfig, overrides: Sequence[str], phases: Phases) -> int:
         _refuse_many_devices(job)
         folder = open_folder(config.run.dir, config.run.name or config.model.name, datetime.now())
         history = _claim(folder, job)
-    attempt = max(folder.attempts(), default=-1) + 1
-    phases.attempt = attempt
+        _describe(folder, job, overrides)
+    phases.attempt = max(folder.attempts(), default=-1) + 1
     log = RunLog(folder.file(f"logs/rank{world.rank:04d}.log"), world.rank)
     for path in history.torn:
         log.write("warning", f"{path.name}: a torn last line was cut off; its rows run again")
     if history.entries:
         log.write("note", f"resuming {folder.path}: {len(history.entries)} rows are done")
-    _describe(folder, job, overrides)
-    facts = identity_hash(job.identity())
-    journal = JournalWriter(folder, world.rank, attempt, facts, history.fences)
-    cause = _work(job, folder, attempt, journal, history, facts, log, phases)
+    cause, score = _work(job, folder, history, log, phases)
+    results = finish(folder, score)
+    write_report(folder, results)
     if cause is None:
-        return _report(folder, log)
-    write_json(folder.file("status.json"), merged_status(folder))
-    log.write("error", str(cause))
-    if cause.traceback:
+        print(render_terminal(results), flush=True)
+    if results["cause"]:
+        log.write("error", results["cause"])
+    if cause is not None and cause.traceback:
         log.write("error", cause.traceback)
-    write_report(folder, finish(folder, final=False))
-    log.write("note", f"run folder: {folder.path}")
+    log.write("note", f"report: {folder.file('report.html')}")
     log.close()
-    return cause.code
+    return int(results["code"])
 
 
 def _work(
-    job: Job,
-    folder: RunFolder,
-    attempt: int,
-    journal: JournalWriter,
-    history: History,
-    facts: str,
-    log: RunLog,
-    phases: Phases,
-) -> Cause | None:
-    """Let the rank work to its end or first cause, and write its status."""
+    job: Job, folder: RunFolder, history: History, log: RunLog, phases: Phases
+) -> tuple[Cause | None, Score]:
+    """Let the rank work to its end or first cause, merge, and write the rank's status."""
     with phases.phase("import"):
         from ftjob.rank import Rank
-    rank = Rank(job, folder, attempt, journal, history.keys(), facts, log, phases)
+    identity = identity_hash(job.identity())
+    journal = JournalWriter(folder, phases.rank, phases.attempt, identity, history.fences)
+    rank = Rank(job, folder, journal, history.keys(), identity, log, phases)
     try:
         cause = rank.run()
     except Exception as error:  # a bug of ours: keep the journal, say where
@@ -90,25 +84,12 @@ def _work(
             traceback=traceback.format_exc(),
         )
     journal.close()
+    if cause is not None:  # first of all the status, for those who wait for it
+        rank.write_status(cause, cause.code)
+    with phases.phase("merge"):
+        score = collect(folder)
     rank.write_status(cause, cause.code if cause else DONE)
-    return cause
-
-
-def _report(folder: RunFolder, log: RunLog) -> int:
-    """Score, render and print. Returns the exit code."""
-    from ftjob.results.page import render_terminal
-
-    results = finish(folder, final=True)
-    write_report(folder, results)
-    status = merged_status(folder)
-    write_json(
-        folder.file("status.json"), status | {"code": results["code"], "cause": results["cause"]}
-    )
-    print(render_terminal(results), flush=True)
-    if results["cause"]:
-        log.write("error", results["cause"])
-    log.close()
-    return int(results["code"])
+    return cause, score
 
 
 def _refuse_many_devices(job: Job) -> None:

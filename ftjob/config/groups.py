@@ -148,7 +148,11 @@ class RunConfig:
 class PlanConfig:
     """The lengths `python -m ftjob plan` sizes batches for."""
 
-    input_len: int = key(512, "prompt tokens of a row", rule=at_least(1))
+    input_len: Literal["auto"] | int = key(
+        "auto",
+        "prompt tokens of a row; auto is 512, or what the positions leave",
+        rule=at_least(1),
+    )
     output_len: int = key(32, "new tokens of a row", rule=at_least(0))
 
 

@@ -30,8 +30,8 @@ class Group:
     Rows shorter than `width` are padded on the right, inside attention only: a causal mask hides
     the padding from every true query. `spread` [rows * width] takes packed -> padded, `keep`
     takes padded -> packed; both are None where all rows are `width` long.
-    For the wanted positions: `wanted` is their range within the selection, `query_spread`
-    [rows * queries] and `query_keep` as above, `mask` [rows, 1, queries, width].
+    For the wanted positions: `queries` [rows * most wanted] are their places in the group, padded
+    likewise, `query_keep` takes padded -> wanted, `mask` is [rows, 1, most wanted, width].
     """
 
     start: int
@@ -40,8 +40,7 @@ class Group:
     width: int
     spread: torch.Tensor | None
     keep: torch.Tensor | None
-    wanted: slice
-    query_spread: torch.Tensor
+    queries: torch.Tensor
     query_keep: torch.Tensor
     mask: torch.Tensor
 
@@ -66,14 +65,13 @@ class Packing:
         if any(not 0 <= w < n for w, n in zip(wanted_from, lengths, strict=True)):
             raise ValueError("every row must want at least one of its positions")
         groups: list[Group] = []
-        row = start = found = 0
+        row = start = 0
         while row < len(lengths):
             end = row
             while end < len(lengths) and lengths[end] >= FILL * lengths[row]:
                 end += 1
-            group = _group(lengths[row:end], wanted_from[row:end], start, found, device)
-            groups.append(group)
-            row, start, found = end, group.stop, group.wanted.stop
+            groups.append(_group(lengths[row:end], wanted_from[row:end], start, device))
+            row, start = end, groups[-1].stop
         starts = torch.tensor([0, *lengths]).cumsum(0)[:-1]
         sizes = torch.tensor(lengths)
         positions = torch.arange(int(sizes.sum())) - starts.repeat_interleave(sizes)
@@ -82,14 +80,14 @@ class Packing:
 
 
 def _group(
-    lengths: Sequence[int], wanted_from: Sequence[int], start: int, found: int, device: torch.device
+    lengths: Sequence[int], wanted_from: Sequence[int], start: int, device: torch.device
 ) -> Group:
     sizes = torch.tensor(lengths)
-    wants = sizes - torch.tensor(wanted_from)
-    width, queries = int(sizes.max()), int(wants.max())
-    spread, keep = _padding(sizes, width)
-    query_spread, query_keep = _padding(wants, queries)
-    at = torch.tensor(wanted_from).unsqueeze(1) + torch.arange(queries)  # [rows, queries]
+    first = torch.tensor(wanted_from)
+    width = int(sizes.max())
+    spread, keep = _padding(sizes, width, 0 * sizes)
+    queries, query_keep = _padding(sizes, int((sizes - first).max()), first)
+    at = first.unsqueeze(1) + torch.arange(len(queries) // len(lengths))  # [rows, queries]
     mask = torch.arange(width) <= at.unsqueeze(2)  # [rows, queries, width]
     equal = bool((sizes == width).all())
     return Group(
@@ -99,17 +97,19 @@ def _group(
         width,
         None if equal else spread.to(device),
         None if equal else keep.to(device),
-        slice(found, found + int(wants.sum())),
-        query_spread.to(device),
+        queries.to(device),
         query_keep.to(device),
         mask.unsqueeze(1).to(device),
     )
 
 
-def _padding(sizes: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index packed -> [rows * width] (padding repeats the row's last), and the way back."""
+def _padding(
+    sizes: torch.Tensor, width: int, first: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index packed -> [rows * width] of each row's positions from `first` on (padding repeats the
+    row's last), and the way back."""
     starts = sizes.cumsum(0) - sizes
-    columns = torch.arange(width)
+    columns = first.unsqueeze(1) + torch.arange(width)
     spread = starts.unsqueeze(1) + torch.minimum(columns, (sizes - 1).unsqueeze(1))
     keep = (columns < sizes.unsqueeze(1)).flatten().nonzero().squeeze(1)
     return spread.flatten(), keep
@@ -126,17 +126,15 @@ class Attention(nn.Module):
         self.qkv = Linear(arch.hidden, 3 * self.width, weights, kind)
         self.out = RowLinear(self.width, arch.hidden, weights, kind, group)
 
-    def forward(self, x: torch.Tensor, packing: Packing, only_wanted: bool) -> torch.Tensor:
-        """[N, H] -> [N, H], or [M, H] at the wanted positions alone."""
-        if only_wanted:
-            kv = self.qkv.columns(x, self.width, 3 * self.width)
-            q = self.qkv.columns(x[packing.wanted], 0, self.width)
-            parts = [self._wanted(q[g.wanted], kv[g.start : g.stop], g) for g in packing.groups]
-        else:
-            qkv = self.qkv(x)
-            parts = [self._causal(qkv[g.start : g.stop], g) for g in packing.groups]
-        y: torch.Tensor = self.out(parts[0] if len(parts) == 1 else torch.cat(parts))
-        return y
+    def add_to(
+        self, residual: torch.Tensor, x: torch.Tensor, packing: Packing, only_wanted: bool
+    ) -> torch.Tensor:
+        """residual + attention of the normed x: [N, H], or [M, H] at the wanted positions alone
+        with the residual already there."""
+        qkv = self.qkv(x)
+        attend = self._wanted if only_wanted else self._causal
+        parts = [attend(qkv[g.start : g.stop], g) for g in packing.groups]
+        return self.out.add_to(residual, parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def _causal(self, qkv: torch.Tensor, group: Group) -> torch.Tensor:
         """Every position of a group attends to itself and those before it: [n, heads * size]."""
@@ -147,13 +145,13 @@ class Attention(nn.Module):
         out = out.transpose(1, 2).reshape(-1, self.width)
         return out if group.keep is None else out[group.keep]
 
-    def _wanted(self, q: torch.Tensor, kv: torch.Tensor, group: Group) -> torch.Tensor:
+    def _wanted(self, qkv: torch.Tensor, group: Group) -> torch.Tensor:
         """The wanted positions of a group attend to those before them: [m, heads * size]."""
+        q = qkv[group.queries, : self.width]
         if group.spread is not None:
-            kv = kv[group.spread]
-        k, v = self._split(kv, group.rows, group.width, 2)
-        queries = group.mask.shape[2]
-        (q,) = self._split(q[group.query_spread], group.rows, queries, 1)
+            qkv = qkv[group.spread]
+        _, k, v = self._split(qkv, group.rows, group.width, 3)
+        (q,) = self._split(q, group.rows, group.mask.shape[2], 1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask)
         return out.transpose(1, 2).reshape(-1, self.width)[group.query_keep]
 

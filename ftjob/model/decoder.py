@@ -30,10 +30,9 @@ class Layer(nn.Module):
 
     def forward(self, x: torch.Tensor, packing: Packing, only_wanted: bool) -> torch.Tensor:
         """[N, H] -> [N, H], or [M, H]: after the last layer only the wanted positions matter."""
-        attended = self.attention(self.attention_norm(x), packing, only_wanted)
-        x = (x[packing.wanted] if only_wanted else x) + attended
-        y: torch.Tensor = x + self.mlp(self.mlp_norm(x))
-        return y
+        residual = x[packing.wanted] if only_wanted else x
+        x = self.attention.add_to(residual, self.attention_norm(x), packing, only_wanted)
+        return self.mlp.add_to(x, self.mlp_norm(x))
 
 
 class Stage(nn.Module):

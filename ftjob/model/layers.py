@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ftjob.comm import Comm
+from ftjob.kernels import linear_cpu
 from ftjob.model.arch import Activation, Arch
 
 WeightFormat = Literal["float", "int8"]
@@ -25,16 +26,24 @@ def parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Param
 
 
 class Linear(nn.Module):
-    """y = x W^T + b with W [out, in] in its weight format.
+    """y = activation(x W^T + b) with W [out, in] in its weight format.
 
     int8 keeps one f32 scale per output column: W = scale * int8. Row-parallel layers take the
     scale over the full input axis, so that any tensor split rounds alike.
     """
 
-    def __init__(self, inputs: int, outputs: int, weights: WeightFormat, kind: Kind) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        weights: WeightFormat,
+        kind: Kind,
+        activation: Activation | None = None,
+    ) -> None:
         super().__init__()
         dtype, device = kind
-        self.weights = weights
+        self.weights, self.activation = weights, activation
+        self.packed = weights == "float" and linear_cpu.available(device, dtype)
         stored = torch.int8 if weights == "int8" else dtype
         self.weight = parameter(outputs, inputs, dtype=stored, device=device)
         self.bias = parameter(outputs, dtype=dtype, device=device)
@@ -43,6 +52,10 @@ class Linear(nn.Module):
 
     def set_weight(self, part: torch.Tensor, group: Comm | None) -> None:
         """Store this device's part of W [out, in]; `group` shares its input axis, if cut."""
+        if self.packed:
+            packed = linear_cpu.pack(part.to(self.weight.dtype))
+            self.weight = nn.Parameter(packed, requires_grad=False)
+            return
         if self.weights == "float":
             self.weight.copy_(part)
             return
@@ -54,21 +67,25 @@ class Linear(nn.Module):
         self.scale.copy_(scale)
         self.weight.copy_(torch.round(part / scale.unsqueeze(1)))
 
-    def columns(self, x: torch.Tensor, start: int, stop: int, bias: bool = True) -> torch.Tensor:
-        """Output columns start..stop of x W^T (+ b): [N, stop - start]."""
-        weight, b = self.weight[start:stop], self.bias[start:stop] if bias else None
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x W^T (+ bias), without the activation: [N, in] -> [N, out]."""
+        if self.packed:
+            return linear_cpu.linear(x, self.weight, bias, None)
         if self.weights == "float":
-            return F.linear(x, weight, b)
-        y = F.linear(x, weight.to(x.dtype)) * self.scale[start:stop].to(x.dtype)
-        return y if b is None else y + b
+            return F.linear(x, self.weight, bias)
+        y = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+        return y if bias is None else y + bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """All output columns, with the bias."""
-        return self.columns(x, 0, self.weight.shape[0])
+        """[N, in] -> [N, out]."""
+        if self.packed:
+            return linear_cpu.linear(x, self.weight, self.bias, self.activation)
+        return activate(self.product(x, self.bias), self.activation)
 
 
 class RowLinear(Linear):
-    """A linear layer whose input axis is cut over the tensor group: sums, then adds b once."""
+    """A linear layer added to the residual; its input axis is cut over the tensor group, which
+    sums the products and adds b once."""
 
     def __init__(
         self, inputs: int, outputs: int, weights: WeightFormat, kind: Kind, group: Comm
@@ -76,12 +93,13 @@ class RowLinear(Linear):
         super().__init__(inputs, outputs, weights, kind)
         self.group = group
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum over the group, with the bias: [N, out] on every rank."""
-        if self.group.size == 1:
-            return super().forward(x)
-        partial = self.columns(x, 0, self.weight.shape[0], bias=False)
-        return self.group.all_reduce(partial) + self.bias
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """residual + sum over the group of x W^T, + b: [N, out] on every rank."""
+        if self.group.size > 1:
+            return residual + (self.group.all_reduce(self.product(x, None)) + self.bias)
+        if self.packed:
+            return linear_cpu.linear_add(x, self.weight, self.bias, residual)
+        return residual + self.product(x, self.bias)
 
 
 class LayerNorm(nn.Module):
@@ -127,18 +145,18 @@ class Mlp(nn.Module):
     def __init__(self, arch: Arch, weights: WeightFormat, kind: Kind, group: Comm) -> None:
         super().__init__()
         inner = arch.ffn // group.size
-        self.activation = arch.activation
-        self.up = Linear(arch.hidden, inner, weights, kind)
+        self.up = Linear(arch.hidden, inner, weights, kind, arch.activation)
         self.down = RowLinear(inner, arch.hidden, weights, kind, group)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, H] -> [N, H]."""
-        y: torch.Tensor = self.down(activate(self.up(x), self.activation))
-        return y
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """residual + MLP of the normed x: [N, H]."""
+        return self.down.add_to(residual, self.up(x))
 
 
-def activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
+def activate(x: torch.Tensor, activation: Activation | None) -> torch.Tensor:
     """The activation, element by element."""
+    if activation is None:
+        return x
     if activation == "relu":
         return F.relu(x)
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")

@@ -152,23 +152,27 @@ def verdict(config: JobConfig, values: dict[str, float], failed: int) -> tuple[i
     return DONE, None
 
 
-def finish(folder: RunFolder, *, final: bool) -> Json:
-    """Merge, score and write results.json; `final` says the latest attempt reached its end.
+def collect(folder: RunFolder) -> Score:
+    """Merge the journals into samples.jsonl and score it."""
+    merge(folder, read_history(folder))
+    return score_samples(make_task(load_config(folder).dataset), folder.file("samples.jsonl"))
 
-    Returns the results. Its `code` is the run's: the attempt's own if it did not reach the end,
-    else what failed rows and expectations make of it.
+
+def finish(folder: RunFolder, score: Score) -> Json:
+    """Write results.json and status.json; returns the results.
+
+    Their `code` is the latest attempt's own where it did not reach the end, else what failed rows
+    and expectations make of it.
     """
     config = load_config(folder)
-    task = make_task(config.dataset)
-    merge(folder, read_history(folder))
-    score = score_samples(task, folder.file("samples.jsonl"))
     status = merged_status(folder)
     code, cause = status["code"], _cause_text(status["cause"])
-    if final:
+    if code == DONE:
         code, cause = verdict(config, score.summary.values, score.failed)
-    results = _results(folder, config, task, score, status)
+    results = _results(folder, config, make_task(config.dataset), score, status)
     results.update(code=code, cause=cause)
     write_json(folder.file("results.json"), results)
+    write_json(folder.file("status.json"), status | {"code": code, "cause": cause})
     return results
 
 

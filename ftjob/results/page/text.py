@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftjob.errors import DONE
-from ftjob.results.page.facts import Score, headline, part, phase_times, samples, scores, state
+from ftjob.results.page.facts import Score, part, phase_times, samples, scores, state
 from ftjob.results.page.formats import ascii_line, duration, number, real
 
 WIDTH = 80
@@ -76,9 +76,9 @@ def render_terminal(results: Mapping[str, Any]) -> str:
     for reason in end.reasons[:3]:
         lines += _rows("reason", reason) if "incomplete" not in reason else []
     lines.append("-" * WIDTH)
-    shown = headline(results) or scores(results)
+    shown = scores(results)
     tasks = len({score.task for score in shown})
-    lines += [_score(score, tasks > 1) for score in shown[:6]] or [_row("score", "none")]
+    lines += [_score(score, tasks > 1) for score in shown[:8]] or [_row("score", "none")]
     lines += _work(results)
     lines.append("-" * WIDTH)
     lines += _phases(results, MAX_LINES - len(lines) - 2)

@@ -1,0 +1,79 @@
+"""`python -m eval.readme`: renders the generated parts of README.md from the code and raw figures.
+
+Each part stands between `<!-- NAME -->` and `<!-- /NAME -->`; a test renders again and compares.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from eval.record import read_raw
+from eval.render import suite_table
+from ftjob.__main__ import COMMANDS
+from ftjob.config import GROUPS
+from ftjob.config.compose import choices
+from ftjob.config.keys import render_table
+from ftjob.config.old_names import render_old_names
+from ftjob.errors import EXIT_CODES
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def commands() -> str:
+    """The table of commands."""
+    lines = ["| command | what it does |", "| --- | --- |"]
+    lines += [f"| `python -m ftjob {name}` | {text} |" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def groups() -> str:
+    """The table of config groups and what can be chosen."""
+    lines = ["| group | choices (conf/GROUP/NAME.yaml) |", "| --- | --- |"]
+    lines += [f"| `{group}` | {', '.join(choices(group))} |" for group in GROUPS]
+    return "\n".join(lines) + "\n"
+
+
+def exit_codes() -> str:
+    """The table of exit codes."""
+    lines = ["| code | meaning |", "| --- | --- |"]
+    lines += [f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()]
+    return "\n".join(lines) + "\n"
+
+
+def scores() -> str:
+    """The table of results that opens the README."""
+    return "\n".join(suite_table("lambada_demo", read_raw("lambada_demo"))) + "\n"
+
+
+PARTS: tuple[tuple[str, Callable[[], str]], ...] = (
+    ("results", scores),
+    ("commands", commands),
+    ("groups", groups),
+    ("keys", lambda: render_table(GROUPS)),
+    ("exit codes", exit_codes),
+    ("old names", render_old_names),
+)
+
+
+def render(text: str) -> str:
+    """README.md with every generated part made anew."""
+    for name, make in PARTS:
+        opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, _, rest = text.partition(opening)
+        _, found, after = rest.partition(closing)
+        if not found:
+            raise ValueError(f"README.md has no part {opening.strip()} ... {closing}")
+        text = f"{before}{opening}{make()}{closing}{after}"
+    return text
+
+
+def main() -> int:
+    """Rewrite README.md."""
+    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

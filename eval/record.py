@@ -1,0 +1,39 @@
+"""Where a figure was made: command, commit and machine, for every raw JSON under reports/raw."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ftjob.environment import describe
+from ftjob.results.folder import write_json
+
+REPORTS = Path(__file__).resolve().parent / "reports"
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """What a raw file says of its making; no host name, no path."""
+    facts = describe(os.environ)
+    return {
+        "command": command,
+        "commit": facts["git_hash"],
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "cpu": facts["cpu"],
+        "cores": facts["cores"],
+        "python": facts["python"],
+        "packages": facts["packages"],
+    }
+
+
+def write_raw(name: str, value: dict[str, Any]) -> None:
+    """Write reports/raw/NAME.json."""
+    write_json(REPORTS / "raw" / f"{name}.json", value)
+
+
+def read_raw(name: str) -> dict[str, Any]:
+    """Read reports/raw/NAME.json."""
+    value: dict[str, Any] = json.loads((REPORTS / "raw" / f"{name}.json").read_text())
+    return value

@@ -1,0 +1,137 @@
+"""`python -m eval.render`: every report under reports/ from its raw JSON, by pure functions."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.record import REPORTS, read_raw
+
+SUITES = Path(__file__).resolve().parent / "suites"
+
+
+def render(name: str) -> str:
+    """The report of reports/raw/NAME.json as Markdown."""
+    raw = read_raw(name)
+    return render_suite(name, raw) if raw["kind"] == "suite" else render_bench(name, raw)
+
+
+def render_suite(name: str, raw: dict[str, Any]) -> str:
+    """A suite's report: what was expected, what was found, how each figure was made."""
+    suite = yaml.safe_load((SUITES / f"{name}.yaml").read_text(encoding="utf-8"))
+    lines = [
+        f"# {suite['title']}",
+        "",
+        f"Rendered by `python -m eval.render` from `raw/{name}.json`; made by "
+        f"`python -m eval.run {name}`.",
+        "",
+        *suite_table(name, raw),
+    ]
+    lines += ["", "| job | what | same answers as transformers | command | made on |"]
+    lines += ["| --- | --- | --- | --- | --- |"]
+    for job in suite["jobs"]:
+        made = raw["jobs"][job["name"]]
+        lines.append(
+            f"| {job['name']} | {job['note']} | {_oracle(made)} | `{made['command']}` | "
+            f"{made['date']}, commit {made['commit']}, {made['cpu']}, {made['cores']} cores, "
+            f"torch {made['packages']['torch']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def suite_table(name: str, raw: dict[str, Any]) -> list[str]:
+    """The lines of the table of a suite's figures, beside what was expected."""
+    suite = yaml.safe_load((SUITES / f"{name}.yaml").read_text(encoding="utf-8"))
+    lines = [
+        "| job | metric | found | standard error | expected | rows |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for job in suite["jobs"]:
+        lines += _suite_rows(job, raw["jobs"][job["name"]])
+    return lines
+
+
+def _suite_rows(job: dict[str, Any], made: dict[str, Any]) -> list[str]:
+    rows = []
+    for metric, about in made["metrics"].items():
+        value = made["figures"].get(f"{metric},none")
+        if value is None:
+            continue
+        percent = about["unit"] == "%"
+        bound = job.get("expect", {}).get(metric)
+        expected = "-"
+        if bound:
+            within = abs(value - bound["value"]) <= bound["tolerance"]
+            # half a row of 5153 is 0.01 %: a tolerance below that means exactly so many rows
+            exact = percent and bound["tolerance"] < 1e-5
+            tolerance = "" if exact else f" ± {_figure(bound['tolerance'], percent)}"
+            expected = f"{_figure(bound['value'], percent)}{tolerance}: {'yes' if within else 'NO'}"
+        error = made["figures"].get(f"{metric}_stderr,none")
+        rows.append(
+            f"| {job['name']} | {about['title']} | {_figure(value, percent)} | "
+            f"{'-' if error is None else _figure(error, percent)} | {expected} | {made['rows']} |"
+        )
+    return rows
+
+
+def _oracle(made: dict[str, Any]) -> str:
+    found = made.get("oracle")
+    if found is None:
+        return "not compared"
+    same = found["rows"] - found["different"]
+    excused = f", {len(found['excused'])} of them by a near tie" if found["excused"] else ""
+    return f"{same} of {found['rows']} rows{excused}"
+
+
+def _figure(value: float, percent: bool) -> str:
+    return f"{100 * value:.3f} %" if percent else f"{value:.6g}"
+
+
+def render_bench(name: str, raw: dict[str, Any]) -> str:
+    """A benchmark's report: each contender's median and its ratio to the first, run by run."""
+    lines = [
+        f"# {raw['title']}",
+        "",
+        *raw["text"],
+        "",
+        f"Rendered by `python -m eval.render` from `raw/{name}.json`; made by `{raw['command']}` "
+        f"on {raw['date']}, commit {raw['commit']}, {raw['cpu']}, {raw['cores']} cores, torch "
+        f"{raw['packages']['torch']}, {raw['peers']}.",
+        "",
+        f"| contender | accuracy | median seconds | {raw['unit']}, median | "
+        "ftjob's speed over it: median (lowest to highest) of the rounds |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in raw["contenders"]:
+        seconds = sorted(row["seconds"])
+        median = seconds[len(seconds) // 2]
+        ratios = sorted(
+            theirs / ours
+            for theirs, ours in zip(row["seconds"], raw["contenders"][0]["seconds"], strict=True)
+        )
+        middle = ratios[len(ratios) // 2]
+        shown = (
+            "1"
+            if row is raw["contenders"][0]
+            else (f"{middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        )
+        lines.append(
+            f"| {row['name']} | {row['accuracy']:.4f} | {median:.2f} | "
+            f"{raw['work'] / median:.0f} | {shown} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Render every report that has raw figures."""
+    for raw in sorted((REPORTS / "raw").glob("*.json")):
+        (REPORTS / f"{raw.stem}.md").write_text(render(raw.stem), encoding="utf-8")
+        print(f"eval/reports/{raw.stem}.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

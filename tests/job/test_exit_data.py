@@ -1,0 +1,198 @@
+"""Data that cannot be used: a bad file ends the job with 3, bad rows are error records and exit 4.
+
+Every bad row is in samples.jsonl with its line number, and every other row is scored as usual.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from harness import POSITIONS, Place, lines, load, status, text_of, write_rows
+
+pytestmark = pytest.mark.timeout(30)
+
+SOUND = json.dumps({"text": "the light voice voice"}).encode()
+# bytes of a line -> what its error record says
+BAD: dict[bytes, str] = {
+    b"{broken": "not JSON",
+    b'{"txt": "one two"}': "no field 'text' (found: txt)",
+    b'{"text": 7}': "expected text, found int",
+    b'{"text": null}': "expected text, found NoneType",
+    b'{"text": "alone"}': "no space before a last word",
+    b'{"text": " word"}': "no text before the last word",
+    b'{"text": "caf\xe9 au lait"}': "invalid UTF-8 at byte 13",
+    b'{"text": "half a pair \\ud83d here"}': "invalid UTF-8 at character 12",
+    b'{"half a pair \\ud83d": 1}': "no field 'text'",
+    b'["a", "list"]': "no field 'text' (found: list)",
+    b"[" * 100_000: "not JSON",
+    json.dumps({"text": "house " * (POSITIONS + 1) + "house"}).encode(): f"{POSITIONS} positions",
+}
+
+
+def run(place: Place, tiny: Path, file: Path, *more: str) -> list[str]:
+    """The overrides of a run of the tiny model over a file."""
+    return ["model=gpt2", f"model.checkpoint={tiny}/model", f"dataset.path={file}", *more]
+
+
+@pytest.fixture
+def mixed(place: Place) -> Path:
+    """A sound row before and after every bad one, and a blank line that is no row."""
+    file = place.cwd / "mixed.jsonl"
+    file.write_bytes(b"\n".join([SOUND, b"", *(x for bad in BAD for x in (bad, SOUND))]))
+    return file
+
+
+def test_bad_rows_are_records(place: Place, tiny: Path, mixed: Path) -> None:
+    done = place(*run(place, tiny, mixed, "run.dir=run"))
+    done.expect(4, f"{len(BAD)} rows failed", "run.max_failed is 0")
+    samples = lines(place.cwd / "run" / "samples.jsonl")
+    assert [s["index"] for s in samples] == list(range(2 * len(BAD) + 1))
+    bad = [s for s in samples if s["error"] is not None]
+    for number, (record, says) in enumerate(zip(bad, BAD.values(), strict=True)):
+        assert record["line"] == 3 + 2 * number
+        assert f"line {record['line']}: " in record["error"]
+        assert says in record["error"]
+        assert len(record["error"]) < 500
+        assert (record["finish_reason"], record["output"]) == ("error", None)
+    good = [s for s in samples if s["error"] is None]
+    assert len(good) == len(BAD) + 1
+    assert all(s["correct"] for s in good)
+    results = load(place.cwd / "run" / "results.json")
+    assert results["results"]["lambada"]["acc,none"] == 1.0
+    assert results["failed"]["count"] == len(BAD)
+    assert [f["line"] for f in results["failed"]["first"]] == [b["line"] for b in bad]
+    assert (results["code"], load(place.cwd / "run" / "status.json")["code"]) == (4, 4)
+
+
+def test_allowed_failures(place: Place, tiny: Path, mixed: Path) -> None:
+    """Another allowance on the same folder: nothing runs again, only the verdict changes."""
+    one_less = f"run.max_failed={len(BAD) - 1}"
+    place(*run(place, tiny, mixed, "run.dir=run", one_less)).expect(4, f"{len(BAD)} rows failed")
+    place(*run(place, tiny, mixed, "run.dir=run", f"run.max_failed={len(BAD)}")).expect(0)
+    assert status(place.cwd / "run", 1)["rows"] == 0
+    assert len(lines(place.cwd / "run" / "samples.jsonl")) == 2 * len(BAD) + 1
+
+
+def test_wrong_field_everywhere(place: Place, tiny: Path, base: tuple[str, ...]) -> None:
+    done = place(*base, "dataset.column=passage", "dataset.limit=3", "run.dir=run")
+    done.expect(4, "3 rows failed", "no field 'passage' (found: text)")
+    assert (place.cwd / "run" / "report.html").is_file()
+    assert "acc,none" not in load(place.cwd / "run" / "results.json")["results"]["lambada"]
+
+
+def missing(file: Path) -> None:
+    """Leaves no file."""
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def torn_gzip(file: Path) -> None:
+    """Cut within its data, like a download that stopped."""
+    rows = "".join(json.dumps({"text": text_of(i)}) + "\n" for i in range(3000))
+    whole = gzip.compress(rows.encode())
+    file.write_bytes(whole[: len(whole) * 3 // 4])
+
+
+def no_gzip(file: Path) -> None:
+    file.write_bytes(SOUND)
+
+
+def no_column(file: Path) -> None:
+    file.write_text("passage,number\none two,1\n", encoding="utf-8")
+
+
+def torn_parquet(file: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one two"]}), file)
+    file.write_bytes(file.read_bytes()[:-6])
+
+
+def no_parquet_column(file: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"passage": ["one two"]}), file)
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "missing.jsonl": (missing, ["no such file"]),
+    "empty.jsonl": (empty, ["holds no rows"]),
+    "torn.jsonl.gz": (torn_gzip, ["cannot be read to its end"]),
+    "plain.jsonl.gz": (no_gzip, ["cannot be read"]),
+    "columns.csv": (no_column, ["no column 'text'", "passage"]),
+    "torn.parquet": (torn_parquet, ["is not a whole Parquet file"]),
+    "columns.parquet": (no_parquet_column, ["no column 'text'", "passage"]),
+    "rows.xlsx": (empty, ["cannot tell the format", ".jsonl", ".parquet"]),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_unreadable_file(place: Place, tiny: Path, name: str) -> None:
+    make, words = UNREADABLE[name]
+    file = place.cwd / name
+    make(file)
+    done = place(*run(place, tiny, file, "run.dir=run")).expect(3, str(file), *words)
+    assert "Traceback" not in done.err
+
+
+def test_torn_file_keeps_what_was_answered(place: Place, tiny: Path) -> None:
+    """The rows before the tear stay; with the whole file the same run goes on."""
+    file = place.cwd / "rows.jsonl.gz"
+    torn_gzip(file)
+    whole = "".join(json.dumps({"text": text_of(i)}) + "\n" for i in range(3000))
+    small = ("batch.window=100", "dataset.limit=1500", "run.dir=run")
+    place(*run(place, tiny, file, *small)).expect(3, str(file))
+    kept = len(lines(place.cwd / "run" / "samples.jsonl"))
+    assert 0 < kept <= 1500
+    file.write_bytes(gzip.compress(whole.encode()))
+    place(*run(place, tiny, file, *small)).expect(0)
+    assert status(place.cwd / "run", 1)["rows"] == 1500 - kept
+    samples = lines(place.cwd / "run" / "samples.jsonl")
+    assert [s["index"] for s in samples] == list(range(1500))
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.parquet", "rows.jsonl.gz"])
+def test_other_formats_give_the_same(
+    place: Place, tiny: Path, finished: tuple[Path, str, str], name: str
+) -> None:
+    file, texts = place.cwd / name, [text_of(i) for i in range(240)]
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(pyarrow.table({"n": range(240), "text": texts}), file)
+    elif name.endswith(".gz"):
+        file.write_bytes(gzip.compress((tiny / "rows.jsonl").read_bytes()))
+    else:
+        mark = "," if name.endswith(".csv") else "\t"
+        rows = [f"n{mark}text", *(f'{i}{mark}"{t}"' for i, t in enumerate(texts))]
+        file.write_text("\r\n".join(rows), encoding="utf-8")
+    place(*run(place, tiny, file, "run.dir=run")).expect(0)
+    ours = lines(place.cwd / "run" / "samples.jsonl")
+    theirs = lines(finished[0] / "run" / "samples.jsonl")
+    for a, b in zip(ours, theirs, strict=True):  # a line is the file's own: csv has a head
+        assert a["line"] == b["line"] + (name[-4:] in (".csv", ".tsv"))
+        assert (a["input"], a["target"], a["output_ids"]) == (
+            b["input"],
+            b["target"],
+            b["output_ids"],
+        )
+        assert a["logprob"] == pytest.approx(b["logprob"], abs=1e-4)
+
+
+def test_ids_of_the_caller(place: Place, tiny: Path) -> None:
+    plain = write_rows(place.cwd / "named.jsonl", 3)
+    rows = [json.loads(line) for line in plain.read_text(encoding="utf-8").splitlines()]
+    named = [json.dumps({"id": f"row-{i}", **row}) for i, row in enumerate(rows)]
+    plain.write_text("\n".join(named), encoding="utf-8")
+    place(*run(place, tiny, plain, "run.dir=run")).expect(0)
+    samples = lines(place.cwd / "run" / "samples.jsonl")
+    assert [s["id"] for s in samples] == ["row-0", "row-1", "row-2"]
+
+
+def test_doubled_ids_are_refused(place: Place, tiny: Path) -> None:
+    rows = '{"id": "same", "text": "one two three"}\n{"id": "same", "text": "four five six"}\n'
+    (place.cwd / "doubled.jsonl").write_text(rows, encoding="utf-8")
+    done = place(*run(place, tiny, place.cwd / "doubled.jsonl", "run.dir=run"))
+    done.expect(3, "same", "line 2")

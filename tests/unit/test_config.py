@@ -1,0 +1,271 @@
+"""The configuration: what conf/ and overrides compose to, where defaults live, and that every
+impossible key or value is refused in one message with key, value, rule and nearest legal choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ftjob.config import GROUPS, JobConfig, build
+from ftjob.config.compose import choices, compose, packed_dir
+from ftjob.config.keys import keys_of
+from ftjob.config.old_names import OLD_NAMES
+from ftjob.errors import CONFIG_REFUSED, ConfigError
+
+CONF = packed_dir("conf")
+SHAPE = {"layers": 2, "heads": 4, "hidden": 24, "vocab": 61, "positions": 40}
+NAMES = [k.name for k in keys_of(JobConfig)]
+
+
+def refusal(*overrides: str) -> str:
+    """The message these overrides are refused with; exit code 2, on one line."""
+    with pytest.raises(ConfigError) as refused:
+        compose(overrides)
+    assert refused.value.code == CONFIG_REFUSED
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted names, down to the declared keys."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        dotted = f"{prefix}{name}"
+        if isinstance(value, dict) and dotted not in NAMES:
+            found |= leaves(value, f"{dotted}.")
+        else:
+            found[dotted] = value
+    return found
+
+
+REFUSED = {
+    "unknown key": ("model.chekpoint=x", "no such key", "Did you mean model.checkpoint?"),
+    "unknown group": ("modle.seed=1", "no such key", "Known:"),
+    "unknown top key": ("limit=5", "no such key", "Known:"),
+    "unknown key below a key": ("model.seed.x=1", "no such key", "model.seed"),
+    "group as a value": ("model.arch=5", "no such key", "model.arch.layers"),
+    "hydra's own key": ("hydra.run.dir=x", "no such key", "Did you mean run.dir?"),
+    "word for a number": ("model.seed=x", "must be int", "seed of checkpoint=random"),
+    "fraction for a whole number": ("parallel.tensor=1.5", "must be int", "share each layer"),
+    "truth for a number": ("run.max_failed=true", "must be int", "failed rows"),
+    "truth for a word": ("model.name=true", "must be str", "reports"),
+    "list for a number": ("parallel.tensor=[1]", "must be int", "share each layer"),
+    "null for a number": ("batch.window=null", "batch.window=null", "must be int"),
+    "word for a mapping": ("dataset.expect=high", "must be {str: float}", "metric"),
+    "word in a mapping": ("dataset.expect.acc=high", "must be {str: float}", "metric"),
+    "word in a list": ("cluster.devices_per_node=[2,x]", "auto | int | [int, ...]", "per node"),
+    "empty list": ("cluster.devices_per_node=[]", "auto | int | [int, ...]", "per node"),
+    "unknown choice": ("model.dtype=fp16", "must be f32 | bf16 | f16", "Did you mean f16?"),
+    "unknown word beside numbers": ("parallel.data=atuo", "auto | int", "Did you mean auto?"),
+    "below the rule": ("parallel.tensor=0", "must be at least 1", "share each layer"),
+    "negative": ("model.seed=-1", "must be at least 0", "seed"),
+    "outside the rule": ("dataset.ngrams=5", "must be from 0 to 4", "1..N-grams"),
+    "not above zero": ("run.deadline_s=0", "must be above 0", "silent"),
+    "not a number at all": ("run.deadline_s=nan", "must be above 0", "silent"),
+    "rule of a nested key": ("model.arch.layers=0", "must be at least 1", "transformer layers"),
+    "devices below one": ("cluster.devices_per_node=0", "must be at least 1", "devices_per_node=0"),
+    "unknown model": ("model=gpt345", "no such model", "Did you mean gpt345m?"),
+    "unknown dataset": ("dataset=lambda", "no such dataset", "Did you mean lambada?"),
+    "no choice": ("model=null", "no such model", "Known:"),
+    "sweep": ("model.seed=1,2", "several jobs", "add -m"),
+    "sweep by choice": ("model.seed=choice(1,2)", "several jobs", "add -m"),
+    "sweep by range": ("model.seed=range(1,4)", "several jobs", "add -m"),
+    "sweep of a group": ("model=gpt2,gpt345m", "several jobs", "add -m"),
+    "no equals sign": ("plan", "not an override", "key=value"),
+    "unbalanced": ("dataset.expect={acc: 0.1", "not an override", "quoted"),
+    "addition of what exists": ("+model.name=a", "configuration:", "model.name"),
+    "unknown interpolation": ("run.name=${nope}", "configuration:", "nope"),
+}
+
+
+@pytest.mark.parametrize(("override", "rule", "hint"), REFUSED.values(), ids=REFUSED.keys())
+def test_override_is_refused_with_rule_and_hint(override: str, rule: str, hint: str) -> None:
+    message = refusal(override)
+    assert rule in message
+    assert hint in message
+    if not message.startswith("configuration:"):
+        assert override.split("=")[0].split(".")[-1] in message
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_old_name_is_refused_with_the_new_one(old: str) -> None:
+    new, _ = OLD_NAMES[old]
+    assert new in NAMES
+    for override in (f"{old}=1", f"model.{old}=1", f"+{old}=1"):
+        message = refusal(override)
+        assert f"FasterTransformer's {old} is {new} here" in message
+
+
+TOGETHER = {
+    "two sources": (
+        {"dataset": {"path": "a.csv", "hub": "b"}},
+        ["dataset.path=a.csv", "dataset.hub=b", "one source"],
+    ),
+    "configuration of no hub set": (
+        {"dataset": {"hub_config": "en"}},
+        ["dataset.hub_config=en", "dataset.hub=ID"],
+    ),
+    "no checkpoint": ({"model": {"checkpoint": ""}}, ["model.checkpoint is not set", "hub id"]),
+    "random without a shape": (
+        {"model": {"checkpoint": "random", "arch": {"layers": 2, "heads": 2, "vocab": 9}}},
+        ["model.arch.hidden", "model.arch.positions", "model.checkpoint=random"],
+    ),
+    "heads do not divide hidden": (
+        {"model": {"checkpoint": "random", "arch": SHAPE | {"heads": 5}}},
+        ["model.arch.hidden=24", "model.arch.heads=5", "multiple"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "words"), TOGETHER.values(), ids=TOGETHER.keys())
+def test_fields_that_exclude_each_other(values: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        build({"model": {"checkpoint": "random", "arch": SHAPE}} | values)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_build_refuses_a_value_for_a_group_and_an_unknown_group() -> None:
+    with pytest.raises(ConfigError, match=r"model=5: is a group of keys"):
+        build({"model": 5})
+    with pytest.raises(ConfigError, match=r"modell=.*no such key. Did you mean model\?"):
+        build({"modell": {}})
+
+
+def test_values_arrive_in_their_declared_type() -> None:
+    config = compose(
+        [
+            "run.deadline_s=10",
+            "run.name=7",
+            "model.revision=null",
+            "dataset.expect={acc: 1, perplexity: 3.5}",
+            "dataset.expect.last_token_acc=0.5",
+            "cluster.devices_per_node=[2,1]",
+            "cluster.memory_gb=80",
+            "batch.max_tokens=512",
+        ]
+    )
+    assert (config.run.deadline_s, type(config.run.deadline_s)) == (10.0, float)
+    assert config.run.name == "7"
+    assert config.model.revision is None
+    assert config.dataset.expect == {"acc": 1.0, "perplexity": 3.5, "last_token_acc": 0.5}
+    assert config.cluster.devices_per_node == (2, 1)
+    assert (config.cluster.memory_gb, config.batch.max_tokens) == (80.0, 512)
+
+
+@pytest.mark.parametrize("name", ["2024_10_01", "007", "1e5"])
+def test_a_name_that_looks_like_a_number_is_kept_as_written(name: str) -> None:
+    assert compose([f"run.name={name}"]).run.name == name
+
+
+YAMLS = sorted(CONF.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_file_of_conf_composes_and_holds_known_keys(path: Path) -> None:
+    group = path.parent.name
+    values = yaml.safe_load(path.read_text("utf-8")) or {}
+    if group == "preset":
+        assert not set(leaves(values)) - set(NAMES)
+        return
+    assert not set(leaves(values, f"{group}.")) - set(NAMES)
+    extra = ["model.checkpoint=PATH"] if path.stem == "gpt2" else []
+    config = compose([f"{group}={path.stem}", *extra])
+    plain = leaves(config.as_dict())
+    for name, value in leaves(values, f"{group}.").items():
+        if name not in {e.split("=")[0] for e in extra}:
+            assert plain[name] == value
+
+
+def test_conf_states_no_default_again() -> None:
+    defaults = {k.name: k.default for k in keys_of(JobConfig)}
+    named = {"model.family", "model.tokenizer", "cluster.name", "dataset.task", "dataset.split"}
+    for path in YAMLS:
+        if path.parent.name in ("parallel", "preset"):
+            continue  # the three numbers of a split belong together
+        values = yaml.safe_load(path.read_text("utf-8")) or {}
+        for name, value in leaves(values, f"{path.parent.name}.").items():
+            assert name in named or value != defaults[name], f"{path.name}: {name}"
+
+
+def test_nothing_but_the_choices_of_conf_differs_from_the_dataclasses() -> None:
+    defaults = {k.name: k.default for k in keys_of(JobConfig)}
+    composed = leaves(compose([]).as_dict())
+    assert composed.keys() == defaults.keys()
+    differing = {name for name, value in composed.items() if value != defaults[name]}
+    shape = {f"model.arch.{name}" for name in SHAPE}
+    assert differing == {"model.name", "model.checkpoint", "dataset.limit"} | shape
+    assert set(GROUPS) == {name.split(".")[0] for name in defaults}
+    assert all(choices(group) for group in GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "limit"),
+    [
+        ([], 500),
+        (["model=demo_gpt", "dataset=lambada"], 500),
+        (["model.dtype=bf16"], 500),
+        (["dataset.limit=null"], None),
+        (["dataset.limit=20"], 20),
+        (["model=gpt345m"], None),
+        (["dataset=lambada_hub"], None),
+    ],
+    ids=str,
+)
+def test_limit_of_the_embedded_default(overrides: list[str], limit: int | None) -> None:
+    assert compose(overrides).dataset.limit == limit
+
+
+def test_config_dir_adds_choices(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("name: mine\ncheckpoint: /a/b\nseed: 3\n")
+    model = compose(["model=mine", "model.seed=4"], [str(tmp_path)]).model
+    assert (model.name, model.checkpoint, model.seed) == ("mine", "/a/b", 4)
+    assert compose(["model=gpt345m"], [str(tmp_path)]).model.arch.layers == 24
+    with pytest.raises(ConfigError, match="Did you mean mine"):
+        compose(["model=mime"], [str(tmp_path)])
+    (tmp_path / "model" / "mine.yaml").write_text("nmae: mine\n")
+    with pytest.raises(ConfigError, match=r"model.nmae=mine: no such key. Did you mean name"):
+        compose(["model=mine"], [str(tmp_path)])
+
+
+def test_configuration_is_frozen_throughout() -> None:
+    config = compose([])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.run = config.run  # type: ignore[misc]
+    for name in GROUPS:
+        group = getattr(config, name)
+        field = dataclasses.fields(group)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(group, field, None)
+    assert dataclasses.fields(config.model.arch)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.model.arch.layers = 3  # type: ignore[misc]
+
+
+def test_composed_configuration_survives_as_dict() -> None:
+    config = compose(["cluster.devices_per_node=[1,1]", "dataset.expect.acc=0.09"])
+    assert config.as_dict()["cluster"]["devices_per_node"] == [1, 1]
+    assert build(config.as_dict()) == config
+
+
+def test_answer_fields_are_those_that_shape_the_answers() -> None:
+    fields = compose([]).answer_fields()
+    assert set(fields) == {
+        *(f"model.arch.{name}" for name in (*SHAPE, "ffn")),
+        "model.family",
+        "model.dtype",
+        "model.weights",
+        "dataset.task",
+        "dataset.ngrams",
+    }
+    assert fields["model.arch.layers"] == 8
+    for override in ("parallel.data=2", "batch.max_tokens=7", "run.name=x", "dataset.limit=3"):
+        assert compose([override]).answer_fields() == fields
+    for override in ("model.dtype=bf16", "model.weights=int8", "dataset.ngrams=1"):
+        assert compose([override]).answer_fields() != fields
