@@ -101,7 +101,8 @@ def main() -> int:
             print(f"{job['name']}: {job['note']}", file=sys.stderr, flush=True)
             made[job["name"]] = run_job(job)
             write_raw(arguments.suite, {"kind": "suite", "jobs": made})
-        wrong += judge(job, made[job["name"]])
+        if job["name"] in made:
+            wrong += judge(job, made[job["name"]])
     (REPORTS / f"{arguments.suite}.md").write_text(render(arguments.suite), encoding="utf-8")
     for sentence in wrong:
         print(sentence, file=sys.stderr)

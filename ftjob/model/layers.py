@@ -29,8 +29,11 @@ class Linear(nn.Module):
     """y = activation(x W^T + b) with W [out, in] in its weight format.
 
     int8 keeps one f32 scale per output column: W = scale * int8. Row-parallel layers take the
-    scale over the full input axis, so that any tensor split rounds alike.
+    scale over the full input axis, so that any tensor split rounds alike. On a CPU a float weight
+    is kept packed, in `blocks`.
     """
+
+    block: int | None = None
 
     def __init__(
         self,
@@ -53,8 +56,11 @@ class Linear(nn.Module):
     def set_weight(self, part: torch.Tensor, group: Comm | None) -> None:
         """Store this device's part of W [out, in]; `group` shares its input axis, if cut."""
         if self.packed:
-            packed = linear_cpu.pack(part.to(self.weight.dtype))
-            self.weight = nn.Parameter(packed, requires_grad=False)
+            del self.weight
+            self.blocks = nn.ParameterList(
+                nn.Parameter(p, requires_grad=False)
+                for p in linear_cpu.pack(part.to(self.bias.dtype), self.block)
+            )
             return
         if self.weights == "float":
             self.weight.copy_(part)
@@ -70,7 +76,7 @@ class Linear(nn.Module):
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x W^T (+ bias), without the activation: [N, in] -> [N, out]."""
         if self.packed:
-            return linear_cpu.linear(x, self.weight, bias, None)
+            return linear_cpu.linear(x, self._blocks(), bias)
         if self.weights == "float":
             return F.linear(x, self.weight, bias)
         y = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
@@ -79,13 +85,18 @@ class Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, in] -> [N, out]."""
         if self.packed:
-            return linear_cpu.linear(x, self.weight, self.bias, self.activation)
+            return linear_cpu.linear(x, self._blocks(), self.bias, activation=self.activation)
         return activate(self.product(x, self.bias), self.activation)
+
+    def _blocks(self) -> list[torch.Tensor]:
+        return list(self.blocks)
 
 
 class RowLinear(Linear):
     """A linear layer added to the residual; its input axis is cut over the tensor group, which
     sums the products and adds b once."""
+
+    block = linear_cpu.BLOCK
 
     def __init__(
         self, inputs: int, outputs: int, weights: WeightFormat, kind: Kind, group: Comm
@@ -98,7 +109,7 @@ class RowLinear(Linear):
         if self.group.size > 1:
             return residual + (self.group.all_reduce(self.product(x, None)) + self.bias)
         if self.packed:
-            return linear_cpu.linear_add(x, self.weight, self.bias, residual)
+            return linear_cpu.linear(x, self._blocks(), self.bias, residual=residual)
         return residual + self.product(x, self.bias)
 
 

@@ -59,9 +59,7 @@ def score(job: Job, requests: Sequence[ScoreRequest], max_tokens: int) -> list[S
     for _ in sent:
         message = outbox.get(timeout=PATIENCE_S)
         assert isinstance(message, Answered), message
-        answers |= {
-            r.key: s for r, s in zip(message.chunk.requests, message.scored, strict=True)
-        }
+        answers |= {r.key: s for r, s in zip(message.chunk.requests, message.scored, strict=True)}
     thread.join(PATIENCE_S)
     assert not thread.is_alive()
     return [answers[r.key] for r in requests]

@@ -128,4 +128,3 @@ def test_identity_of_random_weights_holds_the_seed() -> None:
         for config in (random_config(seed=0), random_config(seed=1))
     }
     assert len(identities) == 2
-

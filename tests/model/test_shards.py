@@ -111,8 +111,8 @@ def test_cut_stream_put_together_is_the_file(tmp_path: Path, ways: int) -> None:
     for name, cut in found.items():
         rule = cut[0][0].rule
         assert [tuple(part.shape) for _, part in cut] == [rule.parameter_shape(ways)] * ways
-        parts = [part.mT if rule.transpose else part for _, part in cut]
-        assert torch.equal(joined(rule, parts), stored[name]), name
+        turned = [part.mT if rule.transpose else part for _, part in cut]
+        assert torch.equal(joined(rule, turned), stored[name]), name
 
 
 def joined(rule: TensorRule, parts: list[torch.Tensor]) -> torch.Tensor:
@@ -122,9 +122,7 @@ def joined(rule: TensorRule, parts: list[torch.Tensor]) -> torch.Tensor:
     axis, fused = rule.cut.axis, rule.cut.fused
     thirds = [part.chunk(fused, dim=axis) for part in parts]
     whole = torch.cat([p[f] for f in range(fused) for p in thirds], dim=axis)
-    true, padding = whole.split(
-        [rule.shape[axis], whole.shape[axis] - rule.shape[axis]], dim=axis
-    )
+    true, padding = whole.split([rule.shape[axis], whole.shape[axis] - rule.shape[axis]], dim=axis)
     assert not padding.any()
     return true
 

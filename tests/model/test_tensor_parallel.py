@@ -1,5 +1,6 @@
-"""The model cut over a group of threads gives the whole model's logits, answers and int8 scales: the
-arithmetic of tensor parallelism, tried with a plain in-process `Comm` before any rank exists.
+"""The model cut over a group of threads gives the whole model's logits, answers and int8 scales.
+
+The arithmetic of tensor parallelism, tried with a plain in-process `Comm` before any rank exists.
 """
 
 from __future__ import annotations

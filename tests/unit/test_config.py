@@ -143,8 +143,6 @@ def test_values_arrive_in_their_declared_type() -> None:
             "run.deadline_s=10",
             "run.name=7",
             "model.revision=null",
-            "dataset.expect={acc: 1, perplexity: 3.5}",
-            "dataset.expect.last_token_acc=0.5",
             "cluster.devices_per_node=[2,1]",
             "cluster.memory_gb=80",
             "batch.max_tokens=512",
@@ -153,9 +151,22 @@ def test_values_arrive_in_their_declared_type() -> None:
     assert (config.run.deadline_s, type(config.run.deadline_s)) == (10.0, float)
     assert config.run.name == "7"
     assert config.model.revision is None
-    assert config.dataset.expect == {"acc": 1.0, "perplexity": 3.5, "last_token_acc": 0.5}
     assert config.cluster.devices_per_node == (2, 1)
     assert (config.cluster.memory_gb, config.batch.max_tokens) == (80.0, 512)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expect"),
+    [
+        ([], {}),
+        (["dataset.expect={acc: 0.09}"], {"acc": 0.09}),
+        (["dataset.expect={acc: 1, perplexity: 3.5}"], {"acc": 1.0, "perplexity": 3.5}),
+        (["dataset.expect.acc=0.1", "dataset.expect.b=1"], {"acc": 0.1, "b": 1.0}),
+    ],
+    ids=str,
+)
+def test_expectations_by_mapping_or_by_name(overrides: list[str], expect: dict[str, float]) -> None:
+    assert compose(overrides).dataset.expect == expect
 
 
 @pytest.mark.parametrize("name", ["2024_10_01", "007", "1e5"])

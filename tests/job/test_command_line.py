@@ -1,0 +1,153 @@
+"""The rest of the command line: help, composition, sweeps, own model files, odd names, secrets."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from harness import CLI, DEMO, HIDDEN, Place, lines, load
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def test_help_is_light(place: Place) -> None:
+    timed = Place(place.cwd, (CLI[0], "-X", "importtime", *CLI[1:]))
+    done = timed("--help").expect(0)
+    for words in ("python -m ftjob", "report RUN", "model: demo_gpt, gpt124m", "limit: 500"):
+        assert words in done.out
+    imported = set(re.findall(r"\| +([\w.]+)$", done.err, re.MULTILINE))
+    assert "ftjob.errors" in imported
+    assert not imported.intersection({"torch", "mpi4py", "datasets", "matplotlib"})
+
+
+def test_cfg_prints_what_runs(place: Place) -> None:
+    done = place("--cfg", "job", "model=gpt345m", "dataset.limit=7").expect(0)
+    composed = yaml.safe_load(done.out)
+    assert composed["model"]["arch"]["layers"] == 24
+    assert composed["dataset"]["limit"] == 7
+    assert composed["run"]["deadline_s"] == 60.0
+    assert not list(place.cwd.iterdir())
+
+
+def test_sweep(place: Place, base: tuple[str, ...]) -> None:
+    place("-m", *base, "run.name=a,b", "dataset.limit=4").expect(0)
+    runs = sorted(f for f in (place.cwd / "runs").iterdir() if not f.is_symlink())
+    assert [r.name.rpartition("_")[2] for r in runs] == ["a", "b"]
+    for run, name in zip(runs, "ab", strict=True):
+        assert len(lines(run / "samples.jsonl")) == 4
+        assert load(run / "results.json")["name"] == name
+    assert sorted(f.name for f in place.cwd.iterdir()) == ["runs"]
+
+
+def test_sweep_goes_on_after_a_failure(place: Place, base: tuple[str, ...]) -> None:
+    done = place("-m", *base, "dataset.limit=4", "run.dir=run", "dataset.column=passage,text")
+    done.expect(4, "4 rows failed")
+    assert [s["error"] is None for s in lines(place.cwd / "run" / "samples.jsonl")]
+
+
+def test_own_model_file(place: Place, tiny: Path) -> None:
+    own = place.cwd / "mine" / "model" / "parrot.yaml"
+    own.parent.mkdir(parents=True)
+    settings = {"name": "parrot", "family": "gpt2", "checkpoint": str(tiny / "model")}
+    own.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    rows = (f"dataset.path={tiny}/rows.jsonl", "dataset.limit=3")
+    place("--config-dir", "mine", "model=parrot", *rows, "run.dir=run").expect(0)
+    assert load(place.cwd / "run" / "results.json")["model"]["name"] == "parrot"
+    place("model=parrot").expect(2, "model=parrot", "no such model")
+    listed = place("models", "--config-dir=mine").expect(0)
+    assert re.search(r"^parrot +gpt2 ", listed.out, re.MULTILINE)
+
+
+def test_models(place: Place) -> None:
+    done = place("models").expect(0)
+    rows = {line.split()[0]: line for line in done.out.splitlines()}
+    assert "354.8 M" in rows["gpt345m"]
+    assert "openai-community/gpt2-medium" in rows["gpt345m"]
+    assert "builtin:demo_gpt" in rows["demo_gpt"]
+
+
+def test_plan(place: Place, base: tuple[str, ...]) -> None:
+    """The demo by default, a local checkpoint by its own shape, and far more than this machine."""
+    assert "8 layers, 12 heads" in place("plan").expect(0).out
+    out = place("plan", *base[:2], "plan.input_len=100", "plan.output_len=8").expect(0).out
+    assert f"2 layers, 4 heads of 16, hidden {HIDDEN}" in out
+    large = ("model=gpt175b", "cluster.nodes=16", "cluster.devices_per_node=8", "model.dtype=bf16")
+    split = ("parallel=tp8", "parallel.pipeline=16", "cluster.device=cuda")
+    done = place("plan", *large, *split).expect(0)
+    assert "tensor 8 x pipeline 16 x data 1 = 128 cuda devices on 16 ranks" in done.out
+    assert not list(place.cwd.iterdir())
+
+
+ODD = "it's \"my\" $(touch owned) `touch owned` ü; & <b>run {x}"
+
+
+def test_odd_names(place: Place, base: tuple[str, ...]) -> None:
+    """A name is text wherever it goes: on disk, in the page, in the command to run again."""
+    quoted = json.dumps(ODD, ensure_ascii=False)
+    arguments = (*base, "dataset.limit=3", f"run.dir={quoted}", f"run.name={quoted}")
+    place(*arguments).expect(0)
+    run = place.cwd / ODD
+    assert len(lines(run / "samples.jsonl")) == 3
+    results = load(run / "results.json")
+    assert results["name"] == ODD
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<b>run" not in page
+    again = shlex.split(results["command"])
+    assert again[:3] == ["python", "-m", "ftjob"]
+    place(*again[3:]).expect(0, "3 rows are done")
+    place("report", ODD).expect(0)
+    place("compare", ODD, ODD).expect(0)
+    assert sorted(f.name for f in place.cwd.iterdir()) == sorted([ODD, "latest"])
+
+
+def test_odd_default_folder(place: Place, base: tuple[str, ...]) -> None:
+    place(*base, "dataset.limit=2", "run.name='../../a b/$(c)'").expect(0)
+    (run,) = [f for f in (place.cwd / "runs").iterdir() if not f.is_symlink()]
+    assert re.fullmatch(r"[\d_-]+_a_b_c", run.name)
+    assert [f.name for f in place.cwd.iterdir()] == ["runs"]
+
+
+SECRETS = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "WANDB_API_KEY",
+    "SLURM_JWT",
+    "SLURM_CRED_COOKIE",
+    "OMPI_MCA_auth",
+    "GITHUB_PAT",
+    "http_proxy",
+)
+
+
+def test_secrets_stay_out(place: Place, base: tuple[str, ...]) -> None:
+    env = {name: f"http://me:hunter2-{i}@host" for i, name in enumerate(SECRETS)}
+    place(*base, "dataset.limit=2", "run.dir=run", env={**env, "SLURM_JOB_ID": "4711"}).expect(0)
+    files = [f for f in (place.cwd / "run").rglob("*") if f.is_file()]
+    assert [str(f) for f in files if b"hunter2" in f.read_bytes()] == []
+    assert load(place.cwd / "run" / "environment.json")["variables"]["SLURM_JOB_ID"] == "4711"
+
+
+def test_entry_point(place: Place, finished: tuple[Path, str, str]) -> None:
+    """The installed command `ftjob` is the same program."""
+    command = Path(sys.executable).with_name("ftjob")
+    installed = Place(place.cwd, (str(command),))
+    run = str(finished[0] / "run")
+    assert installed("compare", run, run).expect(0).out.startswith("240 rows: the same answers")
+
+
+def test_demo_is_the_default(place: Place) -> None:
+    """The embedded model over the first rows of LAMBADA: the figures that transformers gives."""
+    place("dataset.limit=8", "run.dir=run").expect(0)
+    results = load(place.cwd / "run" / "results.json")
+    assert results["model"]["checkpoint"] == "builtin:demo_gpt"
+    assert results["n-samples"]["lambada"] == {"original": 5153, "effective": 8}
+    samples = lines(place.cwd / "run" / "samples.jsonl")
+    assert [s["correct"] for s in samples].count(True) == 1
+    assert sum(s["logprob"] for s in samples) / 8 == pytest.approx(-7.4104, abs=1e-3)
+    assert DEMO.is_dir()

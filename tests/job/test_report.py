@@ -1,0 +1,70 @@
+"""`report RUN` makes everything derived anew from what the run wrote down, without torch.
+
+Config, overrides, plan, environment, identity, journal and status are the record; the rest can be
+deleted at any time and comes back the same.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from harness import CLI, Place, load, tree
+
+pytestmark = pytest.mark.timeout(30)
+RECORD = {
+    "config.yaml",
+    "overrides.txt",
+    "plan.json",
+    "environment.json",
+    "identity.json",
+    "journal",
+    "status",
+}
+DERIVED = ("samples.jsonl", "results.json", "report.html", "report.md", "summary.txt")
+
+
+def test_rebuild(place: Place, copied: Path, finished: tuple[Path, str, str]) -> None:
+    before = tree(copied)
+    for path in copied.iterdir():
+        if path.name not in RECORD:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    timed = Place(place.cwd, (CLI[0], "-X", "importtime", *CLI[1:]))
+    done = timed("report", "run").expect(0)
+    after = tree(copied)
+    for name in DERIVED:
+        assert after[name] == before[name], name
+    assert after["status.json"] == before["status.json"]
+    assert {n: b for n, b in after.items() if n.split("/")[0] in RECORD} == {
+        n: b for n, b in before.items() if n.split("/")[0] in RECORD
+    }
+    assert "33.3%" in done.out
+    imported = set(re.findall(r"\| +([\w.]+)$", done.err, re.MULTILINE))
+    assert "ftjob.results.summary" in imported
+    assert not imported.intersection({"torch", "mpi4py", "hydra", "mpi4py.MPI"})
+
+
+def test_from_elsewhere(place: Place, copied: Path) -> None:
+    """A folder that was moved, named from another folder, with spaces."""
+    moved = place.cwd / "sent by mail"
+    copied.rename(moved)
+    for name in DERIVED:
+        (moved / name).unlink()
+    elsewhere = Place(place.cwd / "elsewhere")
+    elsewhere("report", str(moved)).expect(0)
+    assert load(moved / "results.json")["results"]["lambada"]["acc,none"] == 80 / 240
+    assert all((moved / name).is_file() for name in DERIVED)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "plan.json", "status/rank0000.attempt0.json"])
+def test_damaged_record(place: Place, copied: Path, name: str) -> None:
+    (copied / name).write_text("{", encoding="utf-8")
+    done = place("report", "run").expect(3, f"run/{name}")
+    assert "Traceback" not in done.err
+
+
+def test_missing_record(place: Place, copied: Path) -> None:
+    shutil.rmtree(copied / "status")
+    place("report", "run").expect(3, "run", "no attempt has left a status")

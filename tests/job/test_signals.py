@@ -1,0 +1,131 @@
+"""Stopped from outside: 75 for a drain, 130 for Ctrl-C, 137 for a death without a word.
+
+Real signals at a real process, whose device is slowed by a driver so that the signal meets it at
+work. Whatever ended it, the journal is whole, and the same command again gives the same answers
+as a run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from harness import ROWS, Ended, Place, ended, journal, lines, load, status, wait_for
+
+pytestmark = pytest.mark.timeout(60)
+
+# Writes the lines of each chunk it begins into `begun`, then takes a tenth of a second.
+SLOW = """
+import time
+from pathlib import Path
+import ftjob.device
+
+real = ftjob.device.score_chunk
+
+def score_chunk(stage, chunk, *rest):
+    if chunk.requests[0].key:
+        with Path("begun").open("a") as file:
+            print(*(r.row.line for r in chunk.requests), file=file, flush=True)
+        time.sleep(0.1)
+    return real(stage, chunk, *rest)
+
+ftjob.device.score_chunk = score_chunk
+"""
+
+
+class Stopped:
+    """A run that got a signal after its first answers, and what it left."""
+
+    def __init__(self, place: Place, base: tuple[str, ...], number: int) -> None:
+        self.place, self.run = place, place.cwd / "run"
+        self.arguments = (*base, "batch.max_tokens=64", "run.dir=run")
+        process = place.driver("slow", SLOW).start(*self.arguments)
+        file = self.run / "journal" / "rank0000.attempt0.jsonl"
+        wait_for(lambda: file.exists() and file.read_bytes().count(b"\n") > 2, process)
+        self.answered = len(journal(self.run, 0))
+        process.send_signal(number)
+        sent = time.monotonic()
+        self.ended: Ended = ended(process)
+        self.took = time.monotonic() - sent
+
+    def begun(self) -> set[int]:
+        """The lines that the device had begun."""
+        return {int(n) for n in (self.place.cwd / "begun").read_text(encoding="utf-8").split()}
+
+    def resumes(self, finished: tuple[Path, str, str]) -> None:
+        """The same command goes on: no row twice, none lost, the same answers."""
+        first = {r["key"] for r in journal(self.run, 0)}
+        self.place(*self.arguments).expect(0, f"{len(first)} rows are done")
+        second = [r["key"] for r in journal(self.run, 1)]
+        assert not first.intersection(second)
+        assert len(first) + len(second) == ROWS
+        assert status(self.run, 1)["rows"] == len(second)
+        assert load(self.run / "status.json")["code"] == 0
+        self.place("compare", "run", str(finished[0] / "run")).expect(0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=["TERM", "USR2"])
+def test_drain_exits_75(
+    place: Place, base: tuple[str, ...], finished: tuple[Path, str, str], number: signal.Signals
+) -> None:
+    """What the device had begun is finished and journaled; nothing new is begun."""
+    stopped = Stopped(place, base, number)
+    stopped.ended.expect(75, f"drained on {number.name}")
+    records = journal(stopped.run, 0)
+    assert stopped.answered < len(records) < ROWS
+    assert {r["line"] for r in records} == stopped.begun()
+    assert status(stopped.run, 0)["rows"] == len(records)
+    assert number.name in status(stopped.run, 0)["cause"]["message"]
+    merged = load(stopped.run / "status.json")
+    assert merged["code"] == 75
+    assert load(stopped.run / "results.json")["code"] == 75
+    assert len(lines(stopped.run / "samples.jsonl")) == len(records)
+    stopped.resumes(finished)
+
+
+def test_interrupt_exits_130(
+    place: Place, base: tuple[str, ...], finished: tuple[Path, str, str]
+) -> None:
+    stopped = Stopped(place, base, signal.SIGINT)
+    stopped.ended.expect(130, "interrupted")
+    assert "Traceback" not in stopped.ended.err
+    assert stopped.took < 5
+    records = journal(stopped.run, 0)
+    assert 0 < len(records) < ROWS
+    assert status(stopped.run, 0)["code"] == load(stopped.run / "status.json")["code"] == 130
+    stopped.resumes(finished)
+
+
+def test_kill_reads_137(
+    place: Place, base: tuple[str, ...], finished: tuple[Path, str, str]
+) -> None:
+    """It could say nothing, so `report` says it, and counts what the journal holds."""
+    stopped = Stopped(place, base, signal.SIGKILL)
+    assert stopped.ended.code == -signal.SIGKILL
+    assert status(stopped.run, 0)["code"] is None
+    assert not (stopped.run / "status.json").exists()
+    done = place("report", "run")
+    assert done.code == 137, done.err
+    assert "attempt 0 ended without a status" in done.out
+    merged = load(stopped.run / "status.json")
+    assert merged["code"] == 137
+    assert "attempt 0 ended without a status" in merged["cause"]
+    assert "last heartbeat" in merged["cause"]
+    assert len(lines(stopped.run / "samples.jsonl")) == len(journal(stopped.run, 0)) > 0
+    stopped.resumes(finished)
+    attempts = load(stopped.run / "results.json")["attempts"]
+    assert [a["code"] for a in attempts] == [137, 0]
+
+
+def test_drain_during_start_up(place: Place, base: tuple[str, ...]) -> None:
+    """Imports take minutes on a cold network disk; the notice to leave may come within them."""
+    process = place.start(*base, "run.dir=run")
+    wait_for((place.cwd / "run" / "identity.json").exists, process)
+    os.kill(process.pid, signal.SIGTERM)
+    ended(process).expect(75, "SIGTERM")
+    assert load(place.cwd / "run" / "status.json")["code"] == 75
+    place(*base, "run.dir=run").expect(0)
+    assert len(lines(place.cwd / "run" / "samples.jsonl")) == ROWS

@@ -1,0 +1,253 @@
+"""Reading a dataset: every format gives the same rows, a malformed row becomes a row with an error
+and its line number while the rest goes on, and a file that cannot be read is refused by name.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from ftjob.config.groups import DatasetConfig
+from ftjob.errors import UNREADABLE, DataError
+from ftjob.tasks.base import Row
+from ftjob.tasks.rows import RowSource
+
+TEXTS = ["the cat sat", 'a "quoted", comma', "naïve café 漢字 🙂", "two\nlines here", " edge "]
+
+
+def read(path: Path | str, **keys: Any) -> list[Row]:
+    return list(RowSource(DatasetConfig(path=str(path), **keys)).rows())
+
+
+def write_jsonl(path: Path) -> None:
+    path.write_text("".join(json.dumps({"n": 1, "text": t}) + "\n" for t in TEXTS), "utf-8")
+
+
+def write_csv(path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t" if ".tsv" in path.suffixes else ",")
+        writer.writerows([["n", "text"], *(["1", t] for t in TEXTS)])
+
+
+def write_parquet(path: Path) -> None:
+    table = pyarrow.table({"n": [1] * len(TEXTS), "text": TEXTS})
+    pyarrow.parquet.write_table(table, path, row_group_size=2)
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "a.jsonl": write_jsonl,
+    "a.json": write_jsonl,
+    "A.JSONL": write_jsonl,
+    "a.csv": write_csv,
+    "a.tsv": write_csv,
+    "a.parquet": write_parquet,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    WRITERS[name](path)
+    rows = read(path)
+    assert [r.text for r in rows] == TEXTS
+    assert [r.content for r in rows] == [t.encode() for t in TEXTS]
+    assert [r.index for r in rows] == list(range(5))
+    assert [r.error for r in rows] == [None] * 5
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv"])
+def test_compressed_file_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    packed = tmp_path / f"{name}.gz"
+    packed.write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+    assert read(packed) == read(tmp_path / name)
+
+
+def test_limit_gives_the_first_rows_and_counts_all(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl")
+    source = RowSource(DatasetConfig(path=str(tmp_path / "a.jsonl"), limit=2))
+    assert [r.text for r in source.rows()] == TEXTS[:2]
+    assert source.total == 5
+
+
+def test_other_column(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "no", "passage": "yes"}\n')
+    assert [r.text for r in read(tmp_path / "a.jsonl", column="passage")] == ["yes"]
+
+
+def test_shipped_file_has_5153_rows() -> None:
+    source = RowSource(DatasetConfig(limit=1))
+    (row,) = source.rows()
+    assert source.total == 5153
+    assert row.text is not None
+    assert row.text.startswith("In my palm is a clear stone")
+    assert source.name == "shipped lambada_test.jsonl.gz"
+
+
+DEEP = b"[" * 200_000
+MALFORMED = {
+    "not JSON": (b'{"text": "torn', "not JSON"),
+    "no object": (b'["text"]', "no field 'text' (found: list)"),
+    "no field": (b'{"txt": "a b", "id": 3}', "no field 'text' (found: txt, id)"),
+    "number": (b'{"text": 5}', "expected text, found int"),
+    "null": (b'{"text": null}', "expected text, found NoneType"),
+    "list": (b'{"text": ["a b"]}', "expected text, found list"),
+    "invalid UTF-8": (b'{"text": "caf\xe9 au lait"}', "invalid UTF-8 at byte 13"),
+    "UTF-16": ('{"text": "a b"}'.encode("utf-16-le"), "line 4"),
+    "lone surrogate": (b'{"text": "a \\ud800 b"}', "invalid UTF-8 at character 2"),
+    "surrogate in a name": (b'{"\\ud800": "a b"}', "no field 'text'"),
+    "nested too deep": (b'{"text": ' + DEEP, "line 4"),
+    "huge number": (b'{"text": ' + b"9" * 5000 + b"}", "line 4"),
+}
+
+
+@pytest.mark.parametrize(("raw", "reason"), MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed_line_is_an_error_with_its_line_number(
+    tmp_path: Path, raw: bytes, reason: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a b"}\n\n \r\n' + raw + b'\r\n{"text": "c d"}')
+    before, bad, after = read(path)
+    assert (before.text, before.line, after.text, after.line) == ("a b", 1, "c d", 5)
+    assert (bad.index, bad.line, bad.text) == (1, 4, None)
+    assert bad.error is not None
+    assert bad.error.startswith("line 4: ")
+    assert reason in bad.error
+    assert bad.content == raw
+    assert bad.error.encode("utf-8")  # it goes to the journal, which is UTF-8
+    assert len(bad.error) < 1000
+
+
+def test_line_numbers_are_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\n\n{"text": "a b"}\n   \n\t\n{"text": "c d"}\r\n\r\n{"text": "e f"}')
+    assert [(r.index, r.line) for r in read(path)] == [(0, 3), (1, 6), (2, 8)]
+
+
+def test_unusual_line_separators_stay_within_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a\u2028b\u0085c\u000bd e"}\n', "utf-8", newline="")
+    path.write_bytes(path.read_bytes().replace(b"\x0b", b"\\u000b"))
+    assert [r.text for r in read(path)] == ["a\u2028b\u0085c\u000bd e"]
+
+
+def test_own_id_of_a_row_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": "a7", "text": "a b"}\n{"id": "a8", "text": "a b"}\n')
+    assert [r.id for r in read(path)] == ["a7", "a8"]
+
+
+def test_csv_rows_carry_the_line_they_begin_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('n,text\n1,"two\nlines here"\n\n2,c d\n')
+    assert [(r.index, r.line, r.text) for r in read(path)] == [
+        (0, 2, "two\nlines here"),
+        (1, 5, "c d"),
+    ]
+
+
+def test_malformed_csv_rows_are_errors_with_line_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"n,text\n1,a b\n2\n3,caf\xe9 x\n5,c d\n")
+    rows = read(path)
+    assert [r.text for r in rows] == ["a b", None, None, "c d"]
+    assert [r.line for r in rows] == [2, 3, 4, 5]
+    assert "line 3: expected text, found NoneType" in str(rows[1].error)
+    assert "line 4: invalid UTF-8" in str(rows[2].error)
+    assert rows[2].content == b"caf\xe9 x"
+
+
+def test_csv_text_with_an_unquoted_comma_is_not_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("n,text\n4,hello, my friend\n5,c d\n")
+    bad, good = read(path)
+    assert (bad.line, bad.text, good.text) == (2, None, "c d")
+    assert "line 2: " in str(bad.error)
+
+
+def test_csv_field_may_be_long(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"text\n{'word ' * 40_000}end\nshort one\n")
+    assert [r.text for r in read(path)] == ["word " * 40_000 + "end", "short one"]
+
+
+def test_parquet_values_that_are_no_text_are_errors(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a b", None, "c d"]}), path)
+    rows = read(path)
+    assert [(r.line, r.text) for r in rows] == [(1, "a b"), (2, None), (3, "c d")]
+    assert rows[1].error == "line 2: expected text, found NoneType"
+
+
+def refusal(path: Path | str, **keys: Any) -> str:
+    with pytest.raises(DataError) as refused:
+        read(path, **keys)
+    assert refused.value.code == UNREADABLE
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
+def test_missing_column_is_refused_with_those_there_are(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    message = refusal(tmp_path / name, column="txt")
+    assert str(tmp_path / name) in message
+    assert "no column 'txt' (dataset.column). Did you mean text? Known: n, text." in message
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_file_without_rows_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert name in refusal(tmp_path / name)
+
+
+def test_missing_file_and_unknown_ending_are_refused(tmp_path: Path) -> None:
+    assert "no such file" in refusal(tmp_path / "a.jsonl")
+    (tmp_path / "a.txt").write_text("a b")
+    message = refusal(tmp_path / "a.txt")
+    assert "cannot tell the format from '.txt'" in message
+    assert ".jsonl" in message
+    (tmp_path / "d.jsonl").mkdir()
+    assert "d.jsonl" in refusal(tmp_path / "d.jsonl")
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "torn": lambda data: data[: len(data) // 2],
+    "torn trailer": lambda data: data[:-4],
+    "not gzip": lambda data: b"plain" + data,
+    "flipped bytes": lambda data: data[:200] + b"\xff" * 400 + data[600:],
+    "wrong checksum": lambda data: data[:-8] + b"\0\0\0\0" + data[-4:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz"])
+def test_damaged_gzip_is_refused_by_name(
+    tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    rows = [f"{i * 7919 % 100_003} some words {i}" for i in range(4000)]
+    if ".csv" in name:
+        text = "text\n" + "\n".join(rows)
+    else:
+        text = "\n".join(json.dumps({"text": row}) for row in rows)
+    (tmp_path / name).write_bytes(damage(gzip.compress(text.encode(), mtime=0)))
+    message = refusal(tmp_path / name)
+    assert name in message
+    assert "cannot be read" in message
+
+
+def test_damaged_parquet_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-20], b"x" * 100, whole[:-60] + b"\xff" * 40 + whole[-20:]):
+        path.write_bytes(damaged)
+        assert str(path) in refusal(path)
