@@ -107,6 +107,7 @@ def render_bench(name: str, raw: dict[str, Any]) -> str:
     ]
     for row in raw["contenders"]:
         seconds = sorted(row["seconds"])
+        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
         median = seconds[len(seconds) // 2]
         ratios = sorted(
             theirs / ours
@@ -119,8 +120,7 @@ def render_bench(name: str, raw: dict[str, Any]) -> str:
             else (f"{middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
         )
         lines.append(
-            f"| {row['name']} | {row['accuracy']:.4f} | {median:.2f} | "
-            f"{raw['work'] / median:.0f} | {shown} |"
+            f"| {row['name']} | {accuracy} | {median:.2f} | {raw['work'] / median:.0f} | {shown} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -59,15 +59,16 @@ def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
                 f"{nearest(spec, [f'builtin:{n}' for n in BUILTIN_TOKENIZERS])}"
             )
         return _from_files([demo_file(f) for f in BUILTIN_TOKENIZERS[name]], spec)
-    place = Path(spec) if spec is not None else checkpoint
+    place = Path(spec).expanduser() if spec is not None else checkpoint
     assert place is not None
+    whose = str(place) if spec is not None else "of the checkpoint"
     if place.is_file():
-        return _from_files([place], str(place))
+        return _from_files([place], whose)
     if (place / "tokenizer.json").is_file():
-        return _from_files([place / "tokenizer.json"], str(place / "tokenizer.json"))
+        return _from_files([place / "tokenizer.json"], f"tokenizer.json {whose}")
     pair = [place / "vocab.json", place / "merges.txt"]
     if all(f.is_file() for f in pair):
-        return _from_files(pair, f"{place}/vocab.json + merges.txt")
+        return _from_files(pair, f"vocab.json + merges.txt {whose}")
     raise CheckpointError(
         f"{place}: no tokenizer.json, and no vocab.json with merges.txt. Name "
         "one with model.tokenizer=PATH, or model.tokenizer=builtin:gpt2."

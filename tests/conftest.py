@@ -1,15 +1,22 @@
 """What every test gets: a machine without launcher, hub or tokens in its environment.
 
 Set before anything is imported, because torch, huggingface_hub and MPI read it when they start.
+Besides, a copy of the checkout as a fresh clone would have it, for what must not be tried in place.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
+
 LAUNCHERS = ("SLURM_", "PMI_", "PMIX_", "OMPI_", "HYDRA_", "MPI_LOCAL", "CUDA_VISIBLE", "HF_")
+ROOT = Path(__file__).resolve().parent.parent
+# What .gitignore leaves out, and the history itself.
+LEFT_OUT = ("__pycache__", "build", "dist", "runs")
 
 _EMPTY = tempfile.TemporaryDirectory(prefix="ftjob-test-")
 
@@ -22,3 +29,22 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
 )
+
+
+def in_a_clone(path: Path) -> bool:
+    """Whether a clone would have the file: hidden folders are caches, but for .ci."""
+    hidden = [p for p in path.parts[:-1] if p.startswith(".") and p != ".ci"]
+    return not hidden and not any(p in LEFT_OUT or p.endswith(".egg-info") for p in path.parts)
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout's files; like git, it knows no empty folders."""
+    copy = tmp_path_factory.mktemp("checkout") / "ftjob"
+    for folder, names, files in os.walk(ROOT):
+        here = Path(folder).relative_to(ROOT)
+        names[:] = [n for n in names if in_a_clone(here / n / "file")]
+        for name in filter(lambda n: in_a_clone(here / n), files):
+            (copy / here).mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / here / name, copy / here / name)
+    return copy

@@ -235,7 +235,7 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
         "n-samples": {
             task.name: {"original": last["dataset"]["total"], "effective": score.answered}
         },
-        "dataset": last["dataset"]["name"],
+        "dataset": {"source": last["dataset"]["name"], "rows": last["dataset"]["total"]},
         "failed": {
             "count": score.failed,
             "max_failed": config.run.max_failed,

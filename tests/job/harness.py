@@ -180,7 +180,7 @@ def write_gpt2(folder: Path, tensors: Tensors | None = None, **config: Any) -> P
     return folder
 
 
-WORDS = "time house water light night woman child voice street morning".split()
+WORDS = ["time", "house", "water", "light", "night", "woman", "child", "voice", "street", "morning"]
 
 
 def text_of(index: int) -> str:

@@ -83,7 +83,7 @@ def test_plan(place: Place, base: tuple[str, ...]) -> None:
     assert not list(place.cwd.iterdir())
 
 
-ODD = "it's \"my\" $(touch owned) `touch owned` ü; & <b>run {x}"
+ODD = 'it\'s "my" $(touch owned) `touch owned` ü; & <b>run {x}'
 
 
 def test_odd_names(place: Place, base: tuple[str, ...]) -> None:

@@ -1,6 +1,6 @@
-"""A wheel built from the checkout carries conf/, the demo and the page's templates, and runs so.
+"""A wheel built from a fresh checkout carries conf/, the demo and the page's templates.
 
-It is installed beside nothing of the checkout and used from another folder.
+It is installed without the checkout and used from another folder, where all of these are needed.
 """
 
 from __future__ import annotations
@@ -14,28 +14,27 @@ import pytest
 from harness import Place, lines, load
 
 pytestmark = pytest.mark.timeout(120)
-ROOT = Path(__file__).resolve().parents[2]
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory: pytest.TempPathFactory, checkout: Path) -> Path:
     """The wheel, built as `pip install` would build it."""
     folder = tmp_path_factory.mktemp("wheel")
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet")
-    subprocess.run([*pip, str(ROOT), "--no-deps", "-w", str(folder)], check=True, timeout=100)
-    (built,) = folder.glob("*.whl")
-    return built
+    command = [*PIP, "wheel", str(checkout), "--no-deps", "-w", str(folder)]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert built.returncode == 0, built.stderr
+    (file,) = folder.glob("*.whl")
+    return file
 
 
-def test_contents(wheel: Path) -> None:
-    """Every file of conf/ and of the package that is not code, and no tests."""
+def test_contents(wheel: Path, checkout: Path) -> None:
+    """Every file of the package and of conf/, and nothing from beside them."""
     with zipfile.ZipFile(wheel) as file:
         held = set(file.namelist())
-    package = ROOT / "ftjob"
-    data = [f for f in package.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
-    expected = {str(f.relative_to(ROOT)) for f in data}
-    expected |= {f"ftjob/{f.relative_to(ROOT)}" for f in (ROOT / "conf").rglob("*.yaml")}
-    assert expected - held == set()
+    expected = {f.relative_to(checkout) for f in (checkout / "ftjob").rglob("*") if f.is_file()}
+    expected |= {"ftjob" / f.relative_to(checkout) for f in (checkout / "conf").rglob("*.yaml")}
+    assert {str(f) for f in expected} - held == set()
     for name in (
         "ftjob/conf/config.yaml",
         "ftjob/conf/model/gpt345m.yaml",
@@ -44,24 +43,26 @@ def test_contents(wheel: Path) -> None:
         "ftjob/results/page/templates/report.html.j2",
     ):
         assert name in held
-    assert {n.split("/")[0] for n in held if "dist-info" not in n} == {"ftjob"}
+    assert {n.split("/")[0] for n in held if ".dist-info/" not in n} == {"ftjob"}
 
 
 def test_installed_elsewhere(place: Place, wheel: Path) -> None:
-    target = place.cwd / "site"
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-    install = [*pip, "--no-deps", "--no-index", "--target", str(target), str(wheel)]
-    subprocess.run(install, check=True, timeout=60)
-    env = {"PYTHONPATH": str(target)}
+    """`plan`, and a run of a model that only the installed conf/ knows."""
+    site = place.cwd / "site"
+    command = [*PIP, "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    subprocess.run(command, check=True, timeout=60)
+    own = site / "ftjob" / "conf" / "model" / "own.yaml"
+    own.write_text("name: own\nfamily: gpt2\ncheckpoint: builtin:demo_gpt\n", encoding="utf-8")
+    env = {"PYTHONPATH": str(site)}
     work = Place(place.cwd / "elsewhere")
-    tell = work.driver("tell", "import ftjob, sys; print(ftjob.__file__, file=sys.stderr)")
+    tell = work.driver("tell", "import ftjob, sys\nprint(ftjob.__file__, file=sys.stderr)")
     done = tell("plan", "model=gpt345m", "plan.output_len=8", env=env)
-    done.expect(0, str(target / "ftjob"))
+    done.expect(0, str(site / "ftjob"))
     assert "24 layers, 16 heads of 64" in done.out
-    (target / "ftjob" / "conf" / "model" / "own.yaml").write_text(
-        "name: own\nfamily: gpt2\ncheckpoint: builtin:demo_gpt\n", encoding="utf-8"
-    )
     work("model=own", "dataset.limit=4", "run.dir=run", env=env).expect(0)
     assert len(lines(work.cwd / "run" / "samples.jsonl")) == 4
-    assert load(work.cwd / "run" / "results.json")["model"]["name"] == "own"
-    assert (work.cwd / "run" / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE")
+    results = load(work.cwd / "run" / "results.json")
+    assert results["model"]["name"] == "own"
+    assert results["model"]["tokenizer"].startswith(str(site))
+    page = (work.cwd / "run" / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")

@@ -197,7 +197,8 @@ def attempts(results: Mapping[str, Any]) -> Table:
 
 
 def model(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What ran and how it was laid out, as (label, text) pairs."""
+    """What ran, how it was laid out and over which rows, as (label, text) pairs."""
     layout = [(f"{label} parallel" if label in ("tensor", "pipeline", "data") else label, text)
               for label, text in pairs(part(results, "parallel"))]  # fmt: skip
-    return pairs(part(results, "model")) + layout
+    rows = [(f"data set {label}", text) for label, text in pairs(part(results, "dataset"))]
+    return pairs(part(results, "model")) + layout + rows

@@ -49,7 +49,7 @@ def render_summary(results: Mapping[str, Any]) -> str:
         for key, value in expect.items() if isinstance(expect, Mapping) else ():
             if key != "value":
                 lines.append((f"expect {name} {key}", value))
-    for group in ("model", "parallel"):
+    for group in ("model", "parallel", "dataset"):
         lines += [(f"{group} {key}", value) for key, value in part(results, group).items()]
     lines.append(("command", results.get("command")))
     rule = "=" * 48
