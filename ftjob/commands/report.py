@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ftjob.errors import ConfigError
+from ftjob.errors import DONE, ConfigError
 from ftjob.results.folder import RunFolder
 from ftjob.results.page import render_terminal
 from ftjob.results.summary import collect, finish, write_report
@@ -24,4 +24,4 @@ def main(arguments: Sequence[str]) -> int:
     results = finish(folder, collect(folder))
     write_report(folder, results)
     print(render_terminal(results))
-    return int(results["code"])
+    return int(results["code"] or DONE)  # a run that still goes on has no code

@@ -16,8 +16,15 @@ from ftjob.config.compose import compose
 from ftjob.environment import describe
 from ftjob.errors import BUG, DONE, Cause, ConfigError, ResumeRefused
 from ftjob.job import Job, identity_hash, prepare
-from ftjob.launch.world import cpu_threads, detect_world, make_machine
-from ftjob.results.folder import RunFolder, open_folder, read_json_file, write_json, write_text
+from ftjob.launch.world import detect_world, make_machine, set_thread_environment
+from ftjob.results.folder import (
+    RunFolder,
+    is_running,
+    open_folder,
+    read_json_file,
+    write_json,
+    write_text,
+)
 from ftjob.results.journal import History, JournalWriter, read_history
 from ftjob.results.page import render_terminal
 from ftjob.results.summary import Score, collect, finish, write_report
@@ -36,8 +43,7 @@ def run(config: JobConfig, overrides: Sequence[str], phases: Phases) -> int:
     """Run a composed job. Returns the exit code."""
     world = detect_world(os.environ)
     machine = make_machine(config.cluster, world, os.environ)
-    # Before torch is imported, once for the process: its threads read it when they start.
-    os.environ.setdefault("OMP_NUM_THREADS", str(cpu_threads(machine.devices_of_rank[world.rank])))
+    set_thread_environment(machine.devices_of_rank[world.rank], os.environ)
     with phases.phase("prepare"):
         job = prepare(config, machine)
         _refuse_many_devices(job)
@@ -129,6 +135,12 @@ def _claim(folder: RunFolder, job: Job) -> History:
                 f"dataset.limit={limit}: {folder.path} was started with "
                 f"{'all rows' if old is None else old}; a run can be extended, "
                 "not cut."
+            )
+    for status in folder.statuses():
+        if is_running(status):
+            raise ResumeRefused(
+                f"run.dir={folder.path}: attempt {status['attempt']} still runs there, as process "
+                f"{status['pid']} of this machine. Wait for it, or stop it first."
             )
     write_json(path, {"facts": facts, "dataset.limit": limit})
     return read_history(folder)

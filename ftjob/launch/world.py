@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +110,13 @@ def _memory(cluster: ClusterConfig, device: str, devices: int) -> tuple[int, str
     return ASSUMED_GPU_BYTES, "assumed; set cluster.memory_gb"
 
 
-def cpu_threads(devices: int) -> int:
-    """Compute threads of one CPU device: this process's cores, shared by its devices."""
-    return max(1, len(os.sched_getaffinity(0)) // devices)
+def set_thread_environment(devices: int, env: MutableMapping[str, str]) -> None:
+    """Share this process's cores among its CPU devices. To be called before torch is imported,
+    whose OpenMP reads the variables once; the user's own settings stand.
+
+    Waiting threads sleep instead of spinning: on cores shared with other work, spinning made
+    scoring over four times slower (882 against 3850 tokens/s), on free cores it gains nothing.
+    """
+    cores = len(os.sched_getaffinity(0))
+    env.setdefault("OMP_NUM_THREADS", str(max(1, cores // devices)))
+    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import socket
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,18 @@ class RunFolder:
         files = (self.path / "status").glob("rank*.attempt*.json")
         read = [read_json_file(f) for f in files]
         return sorted(read, key=lambda s: (s["attempt"], s["rank"]))
+
+
+def is_running(status: dict[str, Any]) -> bool:
+    """Whether the attempt of this status has not ended, as far as this host can tell: its process
+    is here and still an ftjob's."""
+    if status["code"] is not None or status["host"] != socket.gethostname():
+        return False
+    try:
+        command = Path(f"/proc/{status['pid']}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return status["pid"] != os.getpid() and b"ftjob" in command
 
 
 def read_json_file(path: Path) -> dict[str, Any]:

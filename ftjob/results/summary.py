@@ -26,7 +26,7 @@ from ftjob.errors import (
     ConfigError,
     RunFolderError,
 )
-from ftjob.results.folder import RunFolder, read_json_file, write_json, write_text
+from ftjob.results.folder import RunFolder, is_running, read_json_file, write_json, write_text
 from ftjob.results.journal import History, raw_lines, read_history
 from ftjob.tasks import make_task
 from ftjob.tasks.base import Summary, Task
@@ -96,7 +96,11 @@ def merged_status(folder: RunFolder) -> Json:
     if not statuses:
         raise RunFolderError(f"{folder.path}: no attempt has left a status there")
     for status in statuses:
-        if status["code"] is None:
+        if is_running(status):
+            status["cause"] = Cause(
+                DONE, f"attempt {status['attempt']} still runs, as process {status['pid']}"
+            ).as_dict()
+        elif status["code"] is None:
             status["code"] = KILLED
             status["cause"] = Cause(
                 KILLED,

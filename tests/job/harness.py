@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,12 @@ class Place:
         tail = "from ftjob.__main__ import cli\n\nif __name__ == '__main__':\n    cli()\n"
         script.write_text(f"{code}\n{tail}", encoding="utf-8")
         return Place(self.cwd, (sys.executable, str(script)))
+
+
+def at_once(place: Place, jobs: Sequence[Sequence[str]]) -> list[Ended]:
+    """Run command lines that do not depend on each other, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda arguments: place(*arguments), jobs))
 
 
 def ended(process: subprocess.Popen[str], timeout: float = 60) -> Ended:

@@ -125,12 +125,18 @@ SECRETS = (
 )
 
 
-def test_secrets_stay_out(place: Place, base: tuple[str, ...]) -> None:
-    env = {name: f"http://me:hunter2-{i}@host" for i, name in enumerate(SECRETS)}
-    place(*base, "dataset.limit=2", "run.dir=run", env={**env, "SLURM_JOB_ID": "4711"}).expect(0)
+def test_environment_of_a_batch_script(place: Place, base: tuple[str, ...]) -> None:
+    """Recorded without its secrets. Its SLURM_NTASKS makes it no step of several ranks, and
+    threads are set where nobody set them."""
+    secrets = {name: f"http://me:hunter2-{i}@host" for i, name in enumerate(SECRETS)}
+    batch = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+    env = {**secrets, **batch, "OMP_NUM_THREADS": None}
+    place(*base, "dataset.limit=2", "run.dir=run", env=env).expect(0)
+    recorded = load(place.cwd / "run" / "environment.json")["variables"]
+    assert recorded["SLURM_JOB_ID"] == "4711"
+    assert int(recorded["OMP_NUM_THREADS"]) >= 1
     files = [f for f in (place.cwd / "run").rglob("*") if f.is_file()]
     assert [str(f) for f in files if b"hunter2" in f.read_bytes()] == []
-    assert load(place.cwd / "run" / "environment.json")["variables"]["SLURM_JOB_ID"] == "4711"
 
 
 def test_entry_point(place: Place, finished: tuple[Path, str, str]) -> None:

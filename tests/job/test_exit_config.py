@@ -73,13 +73,6 @@ def test_sweep_under_a_launcher_is_refused(place: Place) -> None:
 
 
 @pytest.mark.timeout(20)
-def test_a_batch_script_is_no_step(place: Place, base: tuple[str, ...]) -> None:
-    """sbatch sets SLURM_NTASKS for its script too; only a step is one of several ranks."""
-    batch = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
-    place(*base, "dataset.limit=2", "run.dir=run", env=batch).expect(0)
-
-
-@pytest.mark.timeout(20)
 def test_launcher_without_numbers_is_refused(place: Place) -> None:
     done = place(env={"PMI_RANK": "0", "PMI_SIZE": "two"})
     done.expect(2, "PMI_SIZE='two'", "numbers")

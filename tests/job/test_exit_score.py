@@ -117,12 +117,5 @@ def test_expectation_missed(place: Place, copied: Path, base: tuple[str, ...]) -
 
 
 def test_expectation_of_an_unknown_metric(place: Place, base: tuple[str, ...]) -> None:
-    done = place(*base, "dataset.expect={bleu: 32}", "dataset.limit=3", "run.dir=run")
+    done = place(*base, "dataset.expect.bleu=32", "dataset.limit=3", "run.dir=run")
     done.expect(5, "bleu was not computed", "dataset.expect asks for 32")
-
-
-def test_expectation_as_one_key(place: Place, base: tuple[str, ...]) -> None:
-    arguments = (*base, "dataset.limit=6", "run.dir=run")
-    place(*arguments, "dataset.expect.acc=0.3", "dataset.expect.last_token_acc=0.4").expect(
-        5, "last_token_acc is 0.333333"
-    )

@@ -123,8 +123,8 @@ def test_data_set_from_the_cache(
         for run in (place.cwd / "run", finished[0] / "run")
     ]
     assert keys[0] == keys[1]
-    results = load(place.cwd / "run" / "results.json")
-    assert "EleutherAI/lambada_openai" in results["dataset"]
+    dataset = load(place.cwd / "run" / "results.json")["dataset"]
+    assert dataset == {"source": "EleutherAI/lambada_openai (default, test)", "rows": ROWS}
 
 
 def test_data_set_not_in_the_cache(place: Place, base: tuple[str, ...]) -> None:

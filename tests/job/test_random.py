@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import Place, load
+from harness import Place, at_once, load
 
 pytestmark = pytest.mark.timeout(60)
 SHAPE = ("layers=2", "heads=2", "hidden=16", "vocab=8192", "positions=128")
@@ -22,14 +22,14 @@ MODEL = (
 
 def test_random_weights(place: Place, tiny: Path) -> None:
     rows = (f"dataset.path={tiny}/rows.jsonl", "dataset.limit=20")
-    place(*MODEL, *rows, "run.dir=a").expect(0)
     other_batches = ("batch.max_tokens=64", "cluster.devices_per_node=2")
-    place(*MODEL, *rows, *other_batches, "run.dir=b").expect(0)
-    place(*MODEL, *rows, "model.seed=1", "run.dir=c").expect(0)
+    jobs = (("run.dir=a",), ("run.dir=b", *other_batches), ("run.dir=c", "model.seed=1"))
+    for done in at_once(place, [(*MODEL, *rows, *job) for job in jobs]):
+        done.expect(0)
     place("compare", "a", "b").expect(0)
     assert "logprob" in place("compare", "a", "c").expect(5).out
-    done = place(*MODEL, *rows, "model.seed=1", "run.dir=a")
-    done.expect(2, "checkpoint: random seed 0 -> random seed 1")
+    again = place(*MODEL, *rows, "model.seed=1", "run.dir=a")
+    again.expect(2, "checkpoint: random seed 0 -> random seed 1")
     results = load(place.cwd / "a" / "results.json")
     assert results["notes"][0].startswith("The weights are random")
     assert results["model"]["checkpoint"] == "random"

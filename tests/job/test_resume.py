@@ -116,15 +116,10 @@ def test_a_file_in_place_of_the_folder(place: Place, base: tuple[str, ...]) -> N
     assert tree(place.cwd) == {"run": b"mine"}
 
 
-def test_an_empty_folder_is_taken(place: Place, base: tuple[str, ...]) -> None:
-    (place.cwd / "run").mkdir()
-    place(*base, "dataset.limit=2", "run.dir=run").expect(0)
-
-
 def test_changed_data_set(
     place: Place, tiny: Path, base: tuple[str, ...], finished: Finished
 ) -> None:
-    """Refused with another data set; with the first one again, the run goes on as if never asked."""
+    """Refused with another data set; with the first one again, the run goes on."""
     rows = Path(shutil.copy(tiny / "rows.jsonl", place.cwd))
     arguments = (*base, "dataset.path=rows.jsonl", "batch.window=20", "run.dir=run")
     place(*arguments, "dataset.limit=40").expect(0)

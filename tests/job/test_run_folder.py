@@ -1,4 +1,4 @@
-"""A finished run leaves the folder that DESIGN.md section 2 lists, and every file of it can be read.
+"""A finished run leaves the folder that DESIGN.md section 2 lists, and each of its files reads.
 
 The tiny model repeats its last token, so the right rows, and with them the score and its standard
 error, are known beforehand.
@@ -202,14 +202,9 @@ def test_jobs_of_one_second_do_not_collide(place: Place, base: tuple[str, ...]) 
     assert sorted(len(lines(r / "samples.jsonl")) for r in runs) == [2, 3]
 
 
-def test_threads_of_the_process_are_set(place: Place, base: tuple[str, ...]) -> None:
-    free = {"OMP_NUM_THREADS": None}
-    place(*base, "dataset.limit=2", "run.dir=run", env=free).expect(0)
-    variables = load(place.cwd / "run" / "environment.json")["variables"]
-    assert int(variables["OMP_NUM_THREADS"]) >= 1
-
-
-def test_int8_runs_and_scores_alike(place: Place, base: tuple[str, ...]) -> None:
+def test_int8_scores_alike(place: Place, base: tuple[str, ...]) -> None:
+    """In a folder made beforehand, as batch scripts do."""
+    (place.cwd / "run").mkdir()
     place(*base, "model.weights=int8", "dataset.limit=30", "run.dir=run").expect(0)
     acc = load(place.cwd / "run" / "results.json")["results"]["lambada"]["acc,none"]
     assert acc == pytest.approx(1 / EVERY_RIGHT)

@@ -11,32 +11,40 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Place, lines, load
+from harness import Ended, Place, at_once, lines, load
 
 pytestmark = pytest.mark.timeout(60)
 Finished = tuple[Path, str, str]
 Samples = list[dict[str, Any]]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ("batch.max_tokens=64",),
-        ("batch.max_tokens=500",),
-        ("batch.max_tokens=4096", "batch.window=50"),
-        ("batch.order=dataset",),
-        ("cluster.devices_per_node=2", "batch.max_tokens=128"),
-    ],
-    ids=lambda s: " ".join(s),
-)
-def test_layouts(
-    place: Place, base: tuple[str, ...], finished: Finished, settings: tuple[str, ...]
-) -> None:
-    place(*base, *settings, "run.dir=run").expect(0)
-    done = place("compare", "run", str(finished[0] / "run")).expect(0)
+LAYOUTS = {
+    "small": ("batch.max_tokens=64",),
+    "medium": ("batch.max_tokens=500",),
+    "large": ("batch.max_tokens=4096", "batch.window=50"),
+    "dataset": ("batch.order=dataset",),
+    "two": ("cluster.devices_per_node=2", "batch.max_tokens=128"),
+}
+
+
+@pytest.fixture(scope="module")
+def layouts(
+    tmp_path_factory: pytest.TempPathFactory, base: tuple[str, ...]
+) -> tuple[Place, dict[str, Ended]]:
+    """A run of each layout, in a folder of its name."""
+    place = Place(tmp_path_factory.mktemp("layouts"))
+    jobs = [(*base, *settings, f"run.dir={name}") for name, settings in LAYOUTS.items()]
+    return place, dict(zip(LAYOUTS, at_once(place, jobs), strict=True))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(layouts: tuple[Place, dict[str, Ended]], finished: Finished, name: str) -> None:
+    place, runs = layouts
+    runs[name].expect(0)
+    done = place("compare", name, str(finished[0] / "run")).expect(0)
     assert "240 rows: the same answers (0 differences, 0 rows excused" in done.out
-    devices = load(place.cwd / "run" / "results.json")["devices"]
-    assert len(devices) == (2 if "cluster.devices_per_node=2" in settings else 1)
+    devices = load(place.cwd / name / "results.json")["devices"]
+    assert len(devices) == (2 if name == "two" else 1)
     assert sum(d["rows"] for d in devices) == 240
     assert all(d["rows"] > 0 for d in devices)
 

@@ -127,5 +127,3 @@ def test_drain_during_start_up(place: Place, base: tuple[str, ...]) -> None:
     os.kill(process.pid, signal.SIGTERM)
     ended(process).expect(75, "SIGTERM")
     assert load(place.cwd / "run" / "status.json")["code"] == 75
-    place(*base, "run.dir=run").expect(0)
-    assert len(lines(place.cwd / "run" / "samples.jsonl")) == ROWS

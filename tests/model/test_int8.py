@@ -49,7 +49,7 @@ def test_zero_column_stays_zero() -> None:
     weight[2] = 0.0
     layer = linear(weight)
     assert layer.weight[2].tolist() == [0] * 8
-    assert bool(layer.scale.isfinite().all())
+    assert bool((layer.scale > 0).all())  # zero would divide zero on the way in
     y = layer(torch.ones(1, 8))
     assert y[0, 2] == 0.5
     assert bool(y.isfinite().all())

@@ -214,7 +214,7 @@ def test_every_missing_part_is_left_out(finished: dict[str, Any]) -> None:
 
 
 def test_a_run_without_an_exit_code_is_not_called_finished() -> None:
-    assert "Stopped early without an exit code." in render_html({}, "", {})
+    assert "Still running." in render_html({}, "", {})
     assert "\nresult : INVALID\nreason : the run is incomplete: " in render_summary({})
     assert "result INVALID" in render_terminal({})
 

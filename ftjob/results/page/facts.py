@@ -172,7 +172,7 @@ def state(results: Mapping[str, Any]) -> State:
 
 def _ending(code: int | None) -> tuple[str, str]:
     if code is None:
-        return "no exit code was recorded", "Stopped early without an exit code"
+        return "it has not ended", "Still running"
     title = "Finished" if code in COMPLETE else "Drained" if code == DRAINED else "Stopped early"
     meaning = EXIT_CODES.get(code, "ended by a signal or an unknown code")
     return f"{meaning} (exit code {code})", f"{title} with exit code {code}" if code else title
