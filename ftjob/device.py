@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
@@ -27,7 +28,7 @@ from ftjob.plan import DeviceSpec, stage_tensors
 from ftjob.tasks.base import Row, Scored, ScoreRequest
 from ftjob.telemetry import Phases
 
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+DTYPES = MappingProxyType({"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16})
 
 
 @dataclass(frozen=True)

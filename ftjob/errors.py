@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 DONE = 0
@@ -23,18 +24,20 @@ DEADLINE = 124
 INTERRUPTED = 128 + signal.SIGINT
 KILLED = 128 + signal.SIGKILL
 
-EXIT_CODES: dict[int, str] = {
-    DONE: "done",
-    BUG: "a bug of ftjob's",
-    CONFIG_REFUSED: "configuration refused",
-    UNREADABLE: "checkpoint or data unreadable",
-    TOO_MANY_FAILED: "finished, but more failed requests than run.max_failed",
-    BELOW_EXPECTATION: "below dataset.expect, or compare found other answers",
-    DRAINED: "drained on request; run the same command again to go on",
-    DEADLINE: "deadline passed",
-    INTERRUPTED: "interrupted (128 + signal)",
-    KILLED: "killed without a word (128 + signal)",
-}
+EXIT_CODES: Mapping[int, str] = MappingProxyType(
+    {
+        DONE: "done",
+        BUG: "a bug of ftjob's",
+        CONFIG_REFUSED: "configuration refused",
+        UNREADABLE: "checkpoint or data unreadable",
+        TOO_MANY_FAILED: "finished, but more failed requests than run.max_failed",
+        BELOW_EXPECTATION: "below dataset.expect, or compare found other answers",
+        DRAINED: "drained on request; run the same command again to go on",
+        DEADLINE: "deadline passed",
+        INTERRUPTED: "interrupted (128 + signal)",
+        KILLED: "killed without a word (128 + signal)",
+    }
+)
 
 
 class JobError(Exception):

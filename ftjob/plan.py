@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from ftjob.checkpoint.shard import Placed, TensorRule, place
@@ -16,7 +17,7 @@ from ftjob.config.groups import JobConfig
 from ftjob.errors import ConfigError
 from ftjob.model.arch import Arch
 
-DTYPE_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
+DTYPE_BYTES = MappingProxyType({"f32": 4, "bf16": 2, "f16": 2})
 
 
 @dataclass(frozen=True)

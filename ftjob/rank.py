@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from types import FrameType
 from typing import Any
 
 from ftjob.batching import Chunk, chunks
 from ftjob.comm import Solo
 from ftjob.device import Answered, DeviceThread, Failed, Message, Ready
-from ftjob.errors import DRAINED, Cause, DeadlinePassed, JobError, ResumeRefused, Stopped
+from ftjob.errors import Cause, DeadlinePassed, JobError, ResumeRefused
 from ftjob.job import Job
+from ftjob.launch.signals import Signals
 from ftjob.results.folder import RunFolder, write_json
 from ftjob.results.journal import JournalWriter
 from ftjob.tasks import make_task
@@ -50,35 +49,6 @@ class DeviceState:
     busy_s: float = 0.0
 
 
-class Signals:
-    """Remembers the first stop signal; the main loop asks for it between polls."""
-
-    CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-
-    def __init__(self) -> None:
-        self.first: int | None = None
-        self._before = {s: signal.signal(s, self._note) for s in self.CAUGHT}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.first is None:
-            self.first = number
-
-    def restore(self) -> None:
-        """Put the handlers from before back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @property
-    def interrupted(self) -> bool:
-        """Leave now; what the devices are computing is dropped."""
-        return self.first == signal.SIGINT
-
-    @property
-    def draining(self) -> bool:
-        """Finish the chunks in flight, then leave to be requeued."""
-        return self.first in (signal.SIGTERM, signal.SIGUSR2)
-
-
 class Rank:
     """One attempt of one rank over one dataset."""
 
@@ -91,9 +61,10 @@ class Rank:
         identity: str,
         log: RunLog,
         phases: Phases,
+        signals: Signals,
     ) -> None:
         self.job, self.folder, self.journal = job, folder, journal
-        self.log, self.phases, self.identity = log, phases, identity
+        self.log, self.phases, self.identity, self.signals = log, phases, identity, signals
         self.already, self.unseen = len(done), set(done)
         self.task = make_task(job.config.dataset)
         self.source = RowSource(job.config.dataset)
@@ -107,7 +78,6 @@ class Rank:
             for spec in job.plan.of_rank(phases.rank)
         ]
         self.progress = Progress(None, self.already, job.config.run.progress_s)
-        self.signals = Signals()
 
     def run(self) -> Cause | None:
         """Score every row that is missing. None when done, else why not."""
@@ -138,16 +108,10 @@ class Rank:
             if not ended and not self.signals.draining:
                 ended = self._hand_out(waiting)
             if self.signals.interrupted:
-                raise Stopped(
-                    "interrupted (Ctrl-C); the journal holds every finished row",
-                    128 + signal.SIGINT,
-                )
+                raise self.signals.stopped()
             if not any(d.held for d in self.devices):
                 if self.signals.draining:
-                    name = signal.Signals(self.signals.first or 0).name
-                    raise Stopped(
-                        f"drained on {name}; run the same command again to go on", DRAINED
-                    )
+                    raise self.signals.stopped()
                 if ended:
                     break
             self._collect()
@@ -164,12 +128,6 @@ class Rank:
                 return False
             chunk = next(waiting, None)
             if chunk is None:
-                if self.unseen:
-                    raise ResumeRefused(
-                        f"{self.folder.path}: {len(self.unseen)} rows answered there are not in "
-                        f"{self.source.name} any more (first key {min(self.unseen)}). Use the "
-                        "data set of the first attempt, or another run.dir."
-                    )
                 return True
             if not device.held:
                 device.thread.pulse()  # it was idle: its silence was ours
@@ -255,6 +213,7 @@ class Rank:
 
     def _requests(self) -> Iterator[ScoreRequest]:
         """The rows still to be answered, prepared a window at a time; failed ones are journaled."""
+        self._check_answered_rows()
         keys = KeyMaker(self.identity)
         rows: list[Row] = []
         names: list[str] = []
@@ -282,6 +241,22 @@ class Rank:
                 self.progress.set_total(min(self.source.total, limit or self.source.total))
                 return
             rows, names = [], []
+
+    def _check_answered_rows(self) -> None:
+        """Before anything new is answered: every row answered before must still be there."""
+        if not self.unseen:
+            return
+        with self.phases.phase("read"):
+            keys, left = KeyMaker(self.identity), set(self.unseen)
+            source = RowSource(self.job.config.dataset)
+            for row in source.rows():
+                left.discard(keys.key(row.content))
+        if left:
+            raise ResumeRefused(
+                f"{self.folder.path}: {len(left)} rows answered there are not in {source.name} any "
+                f"more (first key {min(left)}). Use the data set of the first attempt, or another "
+                "run.dir."
+            )
 
     def _fail_rows(self, records: list[dict[str, Any]]) -> None:
         self.journal.append(records)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from ftjob.checkpoint.resolve import BUILTIN_TOKENIZERS, demo_file
 from ftjob.errors import CheckpointError, nearest
+
+# GPT-2's one special token; its two files do not mark it as such.
+END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer:
@@ -82,7 +86,7 @@ def _from_files(files: list[Path], source: str) -> Tokenizer:
         try:
             data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
             texts.append(data.decode("utf-8"))
-        except (OSError, EOFError, UnicodeDecodeError) as error:
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise CheckpointError(f"{file}: tokenizer cannot be read: {error}") from None
         digest.update(data)
     try:
@@ -99,6 +103,8 @@ def _from_files(files: list[Path], source: str) -> Tokenizer:
 def _byte_level_bpe(vocab_json: str, merges_txt: str) -> tokenizers.Tokenizer:
     """GPT-2's byte-level BPE from its two published files."""
     vocab = json.loads(vocab_json)
+    if not isinstance(vocab, dict) or not vocab:
+        raise ValueError("vocab.json holds no tokens")
     merges: list[tuple[str, str]] = []
     for line in merges_txt.splitlines():
         if line and not line.startswith("#version"):
@@ -107,4 +113,6 @@ def _byte_level_bpe(vocab_json: str, merges_txt: str) -> tokenizers.Tokenizer:
     made = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
+    if END_OF_TEXT in vocab:
+        made.add_special_tokens([END_OF_TEXT])
     return made

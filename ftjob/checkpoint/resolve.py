@@ -88,9 +88,15 @@ def _from_hub(repo: str, revision: str | None, model: str) -> Found:
     except Exception:
         folder = _download(repo, revision, model)
     snapshot = Path(folder)
-    if not (snapshot / "config.json").is_file():  # a cache that holds a part, such as a tokenizer
+    if not _is_whole(snapshot):  # only a tokenizer came into the cache, or a download broke off
         snapshot = Path(_download(repo, revision, model))
     return Found(snapshot, f"{repo}@{revision or snapshot.name}")
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a snapshot has a configuration and weights; `index` checks that they fit."""
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return (folder / "config.json").is_file() and any((folder / w).is_file() for w in weights)
 
 
 def _download(repo: str, revision: str | None, model: str) -> str:

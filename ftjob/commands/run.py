@@ -16,6 +16,7 @@ from ftjob.config.compose import compose
 from ftjob.environment import describe
 from ftjob.errors import BUG, DONE, Cause, ConfigError, ResumeRefused
 from ftjob.job import Job, identity_hash, prepare
+from ftjob.launch.signals import Signals
 from ftjob.launch.world import detect_world, make_machine, set_thread_environment
 from ftjob.results.folder import (
     RunFolder,
@@ -41,6 +42,7 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
 
 def run(config: JobConfig, overrides: Sequence[str], phases: Phases) -> int:
     """Run a composed job. Returns the exit code."""
+    signals = Signals()
     world = detect_world(os.environ)
     machine = make_machine(config.cluster, world, os.environ)
     set_thread_environment(machine.devices_of_rank[world.rank], os.environ)
@@ -49,6 +51,7 @@ def run(config: JobConfig, overrides: Sequence[str], phases: Phases) -> int:
         _refuse_many_devices(job)
         folder = open_folder(config.run.dir, config.run.name or config.model.name, datetime.now())
         history = _claim(folder, job)
+        signals.remember()
         _describe(folder, job, overrides)
     phases.attempt = max(folder.attempts(), default=-1) + 1
     log = RunLog(folder.file(f"logs/rank{world.rank:04d}.log"), world.rank)
@@ -56,7 +59,7 @@ def run(config: JobConfig, overrides: Sequence[str], phases: Phases) -> int:
         log.write("warning", f"{path.name}: a torn last line was cut off; its rows run again")
     if history.entries:
         log.write("note", f"resuming {folder.path}: {len(history.entries)} rows are done")
-    cause, score = _work(job, folder, history, log, phases)
+    cause, score = _work(job, folder, history, log, phases, signals)
     results = finish(folder, score)
     write_report(folder, results)
     if cause is None:
@@ -71,14 +74,19 @@ def run(config: JobConfig, overrides: Sequence[str], phases: Phases) -> int:
 
 
 def _work(
-    job: Job, folder: RunFolder, history: History, log: RunLog, phases: Phases
+    job: Job, folder: RunFolder, history: History, log: RunLog, phases: Phases, signals: Signals
 ) -> tuple[Cause | None, Score]:
     """Let the rank work to its end or first cause, merge, and write the rank's status."""
     with phases.phase("import"):
         from ftjob.rank import Rank
     identity = identity_hash(job.identity())
-    journal = JournalWriter(folder, phases.rank, phases.attempt, identity, history.fences)
-    rank = Rank(job, folder, journal, history.keys(), identity, log, phases)
+    try:
+        journal = JournalWriter(folder, phases.rank, phases.attempt, identity, history.fences)
+    except FileExistsError:
+        raise ResumeRefused(
+            f"run.dir={folder.path}: another attempt began there this moment and still runs."
+        ) from None
+    rank = Rank(job, folder, journal, history.keys(), identity, log, phases, signals)
     try:
         cause = rank.run()
     except Exception as error:  # a bug of ours: keep the journal, say where

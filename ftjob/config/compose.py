@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftjob.config.build import build
 from ftjob.config.groups import GROUPS, JobConfig
-from ftjob.config.keys import keys_of
+from ftjob.config.keys import Key, keys_of, union_options
 from ftjob.config.old_names import OLD_NAMES
 from ftjob.errors import ConfigError, nearest
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def packed_dir(name: str) -> Path:
-    """The folder `name` (conf or slurm): inside an installed wheel, else beside the package."""
+    """The folder `name` (conf): inside an installed wheel, else beside the package."""
     package = Path(__file__).resolve().parent.parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
@@ -78,10 +78,8 @@ def check_overrides(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -
         try:
             override = parser.parse_override(text)
         except HydraException:
-            raise ConfigError(
-                f"{text!r} is not an override: write key=value, quoted where the shell or "
-                "the value needs it, such as 'dataset.expect={acc: 0.09}'."
-            ) from None
+            text = _quoted(text)
+            override = parser.parse_override(text)
         if override.is_sweep_override():
             raise ConfigError(f"{text}: several values make several jobs; add -m to run them all.")
         checked.append(_checked(text, override, config_dirs))
@@ -105,7 +103,7 @@ def _checked(text: str, override: Override, config_dirs: Sequence[str]) -> str:
             )
         return text
     if name in leaves:
-        return text
+        return _as_written(text, override, leaves[name])
     parent, _, _ = name.rpartition(".")
     if parent in leaves and isinstance(leaves[parent].default, dict):
         return f"++{text.lstrip('+')}"  # open mappings such as dataset.expect take any name
@@ -116,6 +114,37 @@ def _checked(text: str, override: Override, config_dirs: Sequence[str]) -> str:
             f"{f' ({remark})' if remark else ''}."
         )
     raise ConfigError(f"{text}: no such key. {nearest(name, _siblings(name, leaves))}")
+
+
+def _quoted(text: str) -> str:
+    """An override that Hydra cannot parse, with its value quoted where the key takes any word:
+    paths hold spaces, brackets and tildes.
+
+    Raises:
+        ConfigError: where the key takes no words, or there is no key.
+    """
+    name, equals, value = text.partition("=")
+    leaf = next((k for k in keys_of(JobConfig) if k.name == name.lstrip("+")), None)
+    if leaf is None or not equals or str not in union_options(leaf.type):
+        raise ConfigError(
+            f"{text!r} is not an override: write key=value, quoted where the shell or "
+            "the value needs it, such as 'dataset.expect={acc: 0.09}'."
+        )
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{name}='{escaped}'"
+
+
+def _as_written(text: str, override: Override, leaf: Key) -> str:
+    """The override as Hydra shall see it: a word that reads as a number stays a word, and an open
+    mapping may be given names it did not have."""
+    if isinstance(leaf.default, dict):
+        return f"++{text.lstrip('+')}"
+    words = str in union_options(leaf.type)
+    value: Any = override.value()
+    if words and isinstance(value, (int, float)) and not isinstance(value, bool):
+        key, _, written = text.partition("=")
+        return f"{key}='{written}'"
+    return text
 
 
 def _siblings(name: str, leaves: dict[str, Any]) -> list[str]:

@@ -7,7 +7,9 @@ checked `JobConfig` out of what Hydra composed, and everything after it reads th
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from ftjob.config.keys import POSITIVE, about, at_least, between, key, keys_of
@@ -185,9 +187,9 @@ class JobConfig:
         return found
 
 
-GROUPS: dict[str, type[Any]] = {
-    f.name: cast(type[Any], f.default_factory) for f in dataclasses.fields(JobConfig)
-}
+GROUPS: Mapping[str, type[Any]] = MappingProxyType(
+    {f.name: cast(type[Any], f.default_factory) for f in dataclasses.fields(JobConfig)}
+)
 
 
 def _plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:

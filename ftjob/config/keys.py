@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
@@ -108,7 +108,7 @@ def _type_words(kind: Any) -> list[str]:
     return words
 
 
-def render_table(groups: dict[str, type]) -> str:
+def render_table(groups: Mapping[str, type[Any]]) -> str:
     """The README's table of keys: name, type, default, rule and meaning, a row each."""
     lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for group, cls in groups.items():

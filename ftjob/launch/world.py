@@ -81,9 +81,14 @@ def make_machine(
             )
         counts = per_node
     else:
-        count = per_node if isinstance(per_node, int) else (gpus if device == "cuda" else 1)
+        here = gpus if device == "cuda" and not for_plan else max(1, gpus * (device == "cuda"))
+        count = per_node if isinstance(per_node, int) else here
         counts = (count,) * nodes
     if not for_plan:
+        if device == "cuda" and not gpus:
+            raise ConfigError(
+                "cluster.device=cuda: no GPU is visible here. Use cluster.device=cpu."
+            )
         if nodes != world.size:
             raise ConfigError(
                 f"cluster.nodes={nodes}: this job was started with {world.size} "

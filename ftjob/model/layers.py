@@ -33,8 +33,6 @@ class Linear(nn.Module):
     is kept packed, in `blocks`.
     """
 
-    block: int | None = None
-
     def __init__(
         self,
         inputs: int,
@@ -59,7 +57,7 @@ class Linear(nn.Module):
             del self.weight
             self.blocks = nn.ParameterList(
                 nn.Parameter(p, requires_grad=False)
-                for p in linear_cpu.pack(part.to(self.bias.dtype), self.block)
+                for p in linear_cpu.pack(part.to(self.bias.dtype), self.activation is not None)
             )
             return
         if self.weights == "float":
@@ -79,8 +77,9 @@ class Linear(nn.Module):
             return linear_cpu.linear(x, self._blocks(), bias)
         if self.weights == "float":
             return F.linear(x, self.weight, bias)
-        y = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
-        return y if bias is None else y + bias
+        # scaled before the product: a sum of unscaled int8 steps overflows in half precision
+        weight = self.weight.to(torch.float32) * self.scale.unsqueeze(1)
+        return F.linear(x, weight.to(x.dtype), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, in] -> [N, out]."""
@@ -95,8 +94,6 @@ class Linear(nn.Module):
 class RowLinear(Linear):
     """A linear layer added to the residual; its input axis is cut over the tensor group, which
     sums the products and adds b once."""
-
-    block = linear_cpu.BLOCK
 
     def __init__(
         self, inputs: int, outputs: int, weights: WeightFormat, kind: Kind, group: Comm

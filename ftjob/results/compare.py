@@ -1,4 +1,5 @@
-"""Are two runs' answers the same? Field by field, real numbers within 1e-4, near ties excused.
+"""Are two runs' answers the same? Field by field, real numbers within 1e-4 (1e-5 of their size
+where that is more), near ties excused.
 
 Float32 products are not invariant to the batch, so a decision between two almost equal logits can
 turn. A row may differ there only where it recorded the near tie itself, and only few rows may.
@@ -14,7 +15,11 @@ from typing import Any
 
 from ftjob.results.summary import read_samples
 
+# A log-probability of -20 has passed through sums of many times its size: transformers' own float32
+# is off its float64 by up to 5e-5 over 400 LAMBADA rows, so two exact implementations differ by up
+# to 1.3e-4 there. Below 10 the absolute bound rules.
 TOLERANCE = 1e-4
+RELATIVE = 1e-5
 # Timings and the wording of errors are no answers; ids of rows without an own id are keys, and
 # keys hold the dtype and checkpoint, which two runs may state differently.
 IGNORED = frozenset({"error", "key"})
@@ -87,7 +92,7 @@ def _following(stream: Any, index: float, found: Comparison, which: str) -> dict
 def _compare_row(found: Comparison, a: dict[str, Any], b: dict[str, Any]) -> None:
     keyed = a["id"] == a["key"] and b["id"] == b["key"]
     skip = IGNORED | ({"id"} if keyed else set())
-    names = sorted({*a, *b} - skip)
+    names = sorted({*a, *b} - skip - {"near_ties_elsewhere"})
     differing = [n for n in names if not _equal(a.get(n), b.get(n))]
     if (a["error"] is None) != (b["error"] is None):
         differing.append("error")
@@ -98,6 +103,9 @@ def _compare_row(found: Comparison, a: dict[str, Any], b: dict[str, Any]) -> Non
     turned = _positions(a["output_ids"], b["output_ids"])
     if set(differing) <= DECIDED and turned and turned <= ties:
         found.excused.append(f"{where}: {', '.join(differing)} at {sorted(turned)}")
+        return
+    if differing == ["ngrams"] and any(r.get("near_ties_elsewhere") for r in (a, b)):
+        found.excused.append(f"{where}: ngrams, by a near tie outside the target")
         return
     shown = "; ".join(f"{n}: {_short(a.get(n))} / {_short(b.get(n))}" for n in differing)
     found.differences.append(f"{where}: {shown}")
@@ -113,7 +121,7 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        close = math.isclose(a, b, rel_tol=0.0, abs_tol=TOLERANCE)
+        close = math.isclose(a, b, rel_tol=RELATIVE, abs_tol=TOLERANCE)
         return a == b or (close and (isinstance(a, float) or isinstance(b, float)))
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_equal, a, b))

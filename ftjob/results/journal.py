@@ -150,20 +150,25 @@ class History:
 def read_history(folder: RunFolder) -> History:
     """Scan every journal of a run folder, newest attempt first, within the fences it set.
 
-    A key written twice counts once, as first written.
+    A file of an older attempt that the newest one did not know counts for nothing: it was written
+    late. A key written twice counts once, as first written.
     """
     fences: dict[str, int] = {}
+    fenced = False
     by_key: dict[str, Entry] = {}
     torn: list[Path] = []
     for attempt in reversed(folder.attempts()):
+        limits, newest = dict(fences), fenced
         for path in sorted((folder.path / "journal").glob(f"rank*.attempt{attempt}.jsonl")):
-            found = scan(path, fences.get(path.name))
+            found = scan(path, limits.get(path.name, 0) if newest else None)
             fences[path.name] = found.length
             if found.torn:
                 torn.append(path)
-            for name, length in (found.header or {}).get("fences", {}).items():
-                fences.setdefault(name, length)
             by_key |= {e.key: e for e in reversed(found.entries)}
+            if found.header is not None and not newest:
+                fenced = True
+                for name, length in found.header["fences"].items():
+                    fences.setdefault(name, length)
     return History(sorted(by_key.values(), key=lambda e: e.index), fences, torn)
 
 

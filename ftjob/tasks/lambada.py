@@ -128,6 +128,7 @@ class Lambada:
         }
         if self.ngrams:
             hits = [b == t for b, t in zip(scored.best, request.ids[1:], strict=True)]
+            record["near_ties_elsewhere"] = len(near_ties(scored.gaps[:skip]))
             record["ngrams"] = [
                 [
                     sum(all(hits[i : i + n]) for i in range(len(hits) - n + 1)),

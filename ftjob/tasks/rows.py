@@ -7,9 +7,11 @@ cannot be read at all is refused. The rows go to the task's `prepare`.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -19,6 +21,10 @@ from ftjob.errors import DataError, nearest
 from ftjob.tasks.base import Row
 
 SHIPPED = Path(__file__).resolve().parent.parent / "demo" / "lambada_test.jsonl.gz"
+
+
+BOM = b"\xef\xbb\xbf"  # which some editors put before UTF-8
+FIELD_LIMIT = 1 << 30  # the csv module's own limit of 128 KiB is less than a long document
 
 
 class RowSource:
@@ -39,7 +45,13 @@ class RowSource:
             DataError: where the dataset as a whole cannot be read, naming it.
         """
         limit = self.dataset.limit
+        lines: dict[str, int] = {}
         for row in self._all():
+            if row.id is not None and lines.setdefault(row.id, row.line) != row.line:
+                raise DataError(
+                    f"{self.name}: id {row.id!r} is on line {lines[row.id]} and again on line "
+                    f"{row.line}; ids must be unique"
+                )
             if limit is None or row.index < limit:
                 yield row
             self.total = row.index + 1
@@ -73,7 +85,7 @@ class RowSource:
         column, index = self.dataset.column, 0
         with _open(path) as file:
             for line, raw in enumerate(_guard(file, path), start=1):
-                raw = raw.rstrip(b"\r\n")
+                raw = raw.removeprefix(BOM if line == 1 else b"").rstrip(b"\r\n")
                 if not raw.strip():
                     continue
                 yield json_row(index, line, raw, column)
@@ -81,18 +93,27 @@ class RowSource:
 
     def _csv(self, path: Path) -> Iterator[Row]:
         delimiter = "\t" if ".tsv" in path.suffixes else ","
+        column, index = self.dataset.column, 0
+        csv.field_size_limit(FIELD_LIMIT)
         with _open(path) as file:
-            text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
-            reader = csv.DictReader(_guard(text, path), delimiter=delimiter)
+            text = io.TextIOWrapper(
+                file, encoding="utf-8-sig", errors="surrogateescape", newline=""
+            )
+            reader = csv.reader(_guard(text, path), delimiter=delimiter)
             try:
-                if self.dataset.column not in (reader.fieldnames or ()):
+                names = next(reader, [])
+                if column not in names:
                     raise DataError(
-                        f"{path}: line 1: no column {self.dataset.column!r} "
-                        f"(dataset.column). "
-                        f"{nearest(self.dataset.column, reader.fieldnames or ())}"
+                        f"{path}: line 1: no column {column!r} (dataset.column). "
+                        f"{nearest(column, names)}"
                     )
-                for index, fields in enumerate(reader):
-                    yield value_row(index, reader.line_num, fields[self.dataset.column])
+                at = names.index(column)
+                line = reader.line_num + 1
+                for fields in reader:
+                    if fields:
+                        yield _csv_row(index, line, fields, at, len(names))
+                        index += 1
+                    line = reader.line_num + 1
             except csv.Error as error:
                 raise DataError(f"{path}: line {reader.line_num}: {error}") from None
 
@@ -139,33 +160,43 @@ class RowSource:
 
 
 def json_row(index: int, line: int, raw: bytes, column: str) -> Row:
-    """The row of one JSONL line."""
+    """The row of one JSONL line; its own id, where it has one, is kept."""
     try:
         value = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Row(index, line, raw, None, f"line {line}: invalid UTF-8 at byte {error.start}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Row(index, line, raw, None, f"line {line}: not JSON: {error}")
     if not isinstance(value, dict) or column not in value:
         held = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+        held = held.encode("utf-8", "backslashreplace").decode("utf-8")
         return Row(index, line, raw, None, f"line {line}: no field {column!r} (found: {held})")
-    return value_row(index, line, value[column], raw)
+    row = value_row(index, line, value[column], raw)
+    own = value.get("id")
+    return dataclasses.replace(row, id=str(own)) if isinstance(own, (str, int)) else row
 
 
 def value_row(index: int, line: int, value: Any, raw: bytes | None = None) -> Row:
-    """The row of one value that should be text."""
+    """The row of one value that should be text; `raw` is what a malformed one is keyed by."""
     if not isinstance(value, str):
-        content = raw if raw is not None else repr(value).encode("utf-8", "surrogateescape")
-        return Row(
-            index, line, content, None, f"line {line}: expected text, found {type(value).__name__}"
-        )
+        content = raw if raw is not None else repr(value).encode("utf-8", "backslashreplace")
+        message = f"line {line}: expected text, found {type(value).__name__}"
+        return Row(index, line, content, None, message)
     try:
         return Row(index, line, value.encode("utf-8"), value)
     except UnicodeEncodeError as error:
-        content = value.encode("utf-8", "surrogatepass")
-        return Row(
-            index, line, content, None, f"line {line}: invalid UTF-8 at character {error.start}"
-        )
+        content = raw if raw is not None else value.encode("utf-8", "surrogateescape")
+        message = f"line {line}: invalid UTF-8 at character {error.start}"
+        return Row(index, line, content, None, message)
+
+
+def _csv_row(index: int, line: int, fields: list[str], at: int, expected: int) -> Row:
+    """The row of one CSV record. Too many fields mean an unquoted comma, so a text cut short."""
+    if len(fields) > expected:
+        content = "\x1f".join(fields).encode("utf-8", "surrogateescape")
+        message = f"line {line}: expected {expected} fields, found {len(fields)}"
+        return Row(index, line, content, None, message)
+    return value_row(index, line, fields[at] if at < len(fields) else None)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -179,5 +210,5 @@ def _guard(lines: Any, path: Path) -> Iterator[Any]:
     """The lines of a file; damage below them (a torn .gz, a failing disk) names the file."""
     try:
         yield from lines
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read to its end: {error}") from None

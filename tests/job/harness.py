@@ -75,7 +75,7 @@ class Place:
 
     def driver(self, name: str, code: str) -> Place:
         """The same folder, with ftjob started by a script that changes it first."""
-        script = self.cwd / f"{name}.py"
+        script = self.cwd / f"ftjob_{name}.py"
         tail = "from ftjob.__main__ import cli\n\nif __name__ == '__main__':\n    cli()\n"
         script.write_text(f"{code}\n{tail}", encoding="utf-8")
         return Place(self.cwd, (sys.executable, str(script)))
@@ -96,15 +96,19 @@ def ended(process: subprocess.Popen[str], timeout: float = 60) -> Ended:
         process.kill()
         out, err = process.communicate()
         raise AssertionError(f"did not end within {timeout} s\n{out}\n{err}") from None
+    finally:  # also where pytest's own time limit strikes
+        process.kill()
     return Ended(process.returncode, out, err, time.monotonic() - start)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Wait until the condition holds; the process must not end before."""
+    limit = time.monotonic() + 30
     while not condition():
-        if process.poll() is not None:
+        if process.poll() is not None or time.monotonic() > limit:
+            process.kill()
             out, err = process.communicate()
-            raise AssertionError(f"ended too early, exit {process.returncode}\n{out}\n{err}")
+            raise AssertionError(f"waited in vain, exit {process.returncode}\n{out}\n{err}")
         time.sleep(0.005)
 
 
@@ -186,6 +190,24 @@ def write_gpt2(folder: Path, tensors: Tensors | None = None, **config: Any) -> P
     shutil.copy(DEMO / "demo_gpt" / "tokenizer.json", folder)
     return folder
 
+
+# Writes the lines of each chunk it begins into `begun`, then takes a tenth of a second.
+SLOW = """
+import time
+from pathlib import Path
+import ftjob.device
+
+real = ftjob.device.score_chunk
+
+def score_chunk(stage, chunk, *rest):
+    if chunk.requests[0].key:
+        with Path("begun").open("a") as file:
+            print(*(r.row.line for r in chunk.requests), file=file, flush=True)
+        time.sleep(0.1)
+    return real(stage, chunk, *rest)
+
+ftjob.device.score_chunk = score_chunk
+"""
 
 WORDS = ["time", "house", "water", "light", "night", "woman", "child", "voice", "street", "morning"]
 

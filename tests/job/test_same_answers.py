@@ -93,9 +93,9 @@ def two_turned_at_ties(samples: Samples) -> None:
         sample["near_ties"] = [[0, 5e-5]]
 
 
-def score_off_at_a_tie(samples: Samples) -> None:
+def turned_at_a_tie_and_score_off(samples: Samples) -> None:
+    turned_at_a_tie(samples)
     samples[3]["logprob"] += 2e-4
-    samples[3]["near_ties"] = [[0, 5e-5]]
 
 
 def lost(samples: Samples) -> None:
@@ -129,7 +129,7 @@ TAMPERED: dict[Callable[[Samples], None], tuple[int, str]] = {
     turned: (5, "different: row 3 (line 4): correct"),
     turned_at_a_tie: (0, "excused by a recorded near tie: row 3 (line 4)"),
     two_turned_at_ties: (5, "2 rows excused, 1 allowed"),
-    score_off_at_a_tie: (5, "different: row 3 (line 4): logprob"),
+    turned_at_a_tie_and_score_off: (5, "different: row 3 (line 4): correct"),
     lost: (5, "row 3: only in the first run"),
     lost_at_the_end: (5, "row 239: only in the first run"),
     doubled: (5, "row 3: twice in the second run"),

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,8 +242,19 @@ def test_identity_follows_config_names_shapes_and_sizes(folder: Path) -> None:
     other_config = identity()
     write_config(folder)
     change(folder, WTE, np.zeros((11, 8), np.float16))
-    other_dtype = identity()
-    assert len({first, more, other_config, other_dtype}) == 4
+    other_size = identity()
+    assert len({first, more, other_config, other_size}) == 4
+
+
+def test_identity_follows_dtypes_and_shapes_of_the_same_size(folder: Path) -> None:
+    index = opened(folder).index
+    assert index is not None
+    stored = index.tensors["wte.weight"]
+    identities = {
+        replace(index, tensors={**index.tensors, "wte.weight": changed}).identity()
+        for changed in (stored, replace(stored, dtype="I32"), replace(stored, shape=(8, 11)))
+    }
+    assert len(identities) == 3
 
 
 def test_tokenizer_larger_than_the_vocabulary_is_refused(folder: Path) -> None:

@@ -209,6 +209,16 @@ def test_rows_that_fit_fall_with_length_and_rise_with_memory() -> None:
         made.rows_that_fit(0)
 
 
+def test_rows_that_fit_are_those_of_the_fullest_device() -> None:
+    made = plan(config(1, 3), machine(3, memory=10**8), replace(ARCH, vocab=100_001))
+    fits = [
+        (10**8 - made.workspace_bytes - d.weight_bytes) // (8 * d.cache_bytes_per_token)
+        for d in made.devices
+    ]
+    assert len(set(fits)) > 1
+    assert made.rows_that_fit(8) == min(fits) > 0
+
+
 def test_batch_tokens_follow_the_device_unless_named() -> None:
     assert plan(config(), machine(1)).max_tokens == 2048
     assert plan(config(), Machine((1,), "cuda", 10**9, "test")).max_tokens == 16384

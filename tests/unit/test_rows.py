@@ -162,7 +162,12 @@ def test_malformed_csv_rows_are_errors_with_line_numbers(tmp_path: Path) -> None
     assert [r.line for r in rows] == [2, 3, 4, 5]
     assert "line 3: expected text, found NoneType" in str(rows[1].error)
     assert "line 4: invalid UTF-8" in str(rows[2].error)
-    assert rows[2].content == b"caf\xe9 x"
+
+
+def test_malformed_csv_text_is_keyed_by_its_raw_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"n,text\n3,caf\xe9 x\n")
+    assert [r.content for r in read(path)] == [b"caf\xe9 x"]
 
 
 def test_csv_text_with_an_unquoted_comma_is_not_cut_short(tmp_path: Path) -> None:

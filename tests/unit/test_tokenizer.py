@@ -124,11 +124,12 @@ def test_folder_is_searched_for_tokenizer_json_first(tmp_path: Path) -> None:
     pair = open_tokenizer(None, folder)
     assert pair.encode(["ab ab b"]) == [[2, 4, 3, 1]]
     assert pair.decode([2, 4, 3, 1]) == "ab ab b"
-    assert (pair.vocab_size, pair.source) == (5, f"{folder}/vocab.json + merges.txt")
+    assert pair.vocab_size == 5
+    assert "vocab.json + merges.txt" in pair.source
     demo = demo_file("demo_gpt/tokenizer.json").read_bytes()
     (folder / "tokenizer.json").write_bytes(demo)
     whole = open_tokenizer(None, folder)
-    assert whole.source == str(folder / "tokenizer.json")
+    assert "tokenizer.json" in whole.source
     assert whole.identity == open_tokenizer("builtin:demo_gpt", None).identity
     named = open_tokenizer(str(folder / "tokenizer.json"), tmp_path)
     assert named.identity == whole.identity

@@ -7,6 +7,7 @@ lie fused along the output axis. The plan, `load` and `random` read the rules.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ftjob.checkpoint.shard import Split, TensorRule
@@ -18,13 +19,15 @@ PREFIXES = ("transformer.", "")
 # Causal masks that old releases saved as buffers, and the tied head saved a second time.
 IGNORED = ("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias", "lm_head.weight")
 
-_ACTIVATIONS: Mapping[str, Activation] = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-}
+_ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
+    {
+        "gelu_new": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "gelu_fast": "gelu_tanh",
+        "gelu": "gelu",
+        "relu": "relu",
+    }
+)
 
 
 def read_config(config: Mapping[str, Any]) -> Arch:
@@ -50,7 +53,16 @@ def read_config(config: Mapping[str, Any]) -> Arch:
             raise CheckpointError(
                 f"config.json: {flag}={config[flag]} is not supported, only {usual}"
             )
+    for name in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"):
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise CheckpointError(
+                f"config.json: {name}={config[name]!r} must be a whole number of at least 1"
+            )
     hidden = config["n_embd"]
+    if hidden % config["n_head"]:
+        raise CheckpointError(
+            f"config.json: n_embd={hidden} is not a multiple of n_head={config['n_head']}"
+        )
     return Arch(
         family="gpt2",
         layers=config["n_layer"],

@@ -11,6 +11,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -20,7 +21,9 @@ from ftjob.results.page.formats import duration, measured, number, one_line, rea
 
 # Colours that stand for CSS variables until the SVG text is rewritten.
 INK, SOFT, RULE, ACCENT = "#010101", "#020202", "#030303", "#040404"
-VARIABLES = {INK: "currentColor", SOFT: "var(--soft)", RULE: "var(--rule)", ACCENT: "var(--accent)"}
+VARIABLES = MappingProxyType(
+    {INK: "currentColor", SOFT: "var(--soft)", RULE: "var(--rule)", ACCENT: "var(--accent)"}
+)
 # Known phases keep their colour from report to report; others take the last two in turn.
 PHASES = ("compose", "import", "read", "load", "warm-up", "score", "merge", "report")
 STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400)

@@ -1,0 +1,60 @@
+"""Stop signals: at once while a job is being prepared, between polls while it runs.
+
+Ctrl-C leaves now (exit 130); TERM and USR2, which Slurm sends before it takes the node, ask for a
+drain (exit 75). `commands/run.py` installs the handlers, `rank` asks them between polls.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+from ftjob.errors import DRAINED, INTERRUPTED, Stopped
+
+
+class Signals:
+    """Remembers the first stop signal. Until `remember` is called a signal raises `Stopped` where
+    it strikes, since nothing is in flight that could be saved."""
+
+    CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self._raising = True
+        self._before = {s: signal.signal(s, self._note) for s in self.CAUGHT}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.first is None:
+            self.first = number
+        if self._raising:
+            raise self.stopped()
+
+    def remember(self) -> None:
+        """From now on only remember. Raises for a signal that a library has swallowed."""
+        self._raising = False
+        if self.first is not None:
+            raise self.stopped()
+
+    def restore(self) -> None:
+        """Put the handlers from before back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def interrupted(self) -> bool:
+        """Leave now; what the devices are computing is dropped."""
+        return self.first == signal.SIGINT
+
+    @property
+    def draining(self) -> bool:
+        """Finish the chunks in flight, then leave to be requeued."""
+        return self.first in (signal.SIGTERM, signal.SIGUSR2)
+
+    def stopped(self) -> Stopped:
+        """The exception that ends the run for the first signal."""
+        if self.interrupted:
+            return Stopped(
+                "interrupted (Ctrl-C); the journal holds every finished row", INTERRUPTED
+            )
+        name = signal.Signals(self.first or signal.SIGTERM).name
+        return Stopped(f"drained on {name}; run the same command again to go on", DRAINED)
