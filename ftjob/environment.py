@@ -42,7 +42,8 @@ PREFIXES = (
     "PMI_",
     "TOKENIZERS_",
 )
-SECRET = re.compile(r"TOKEN(?!IZER)|KEY|SECRET|PASS|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
+SECRET = re.compile(r"TOKEN(?!IZER)|KEY|SECRET|PASS|CRED|AUTH|COOKIE|JWT", re.IGNORECASE)
+USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 def describe(env: Mapping[str, str]) -> dict[str, Any]:
@@ -68,7 +69,11 @@ def describe(env: Mapping[str, str]) -> dict[str, Any]:
 
 def variables(env: Mapping[str, str]) -> dict[str, str]:
     """The variables worth recording; names that may hold secrets are left out."""
-    return {k: env[k] for k in sorted(env) if k.startswith(PREFIXES) and not SECRET.search(k)}
+    return {
+        k: USER_IN_URL.sub("...", env[k])
+        for k in sorted(env)
+        if k.startswith(PREFIXES) and not SECRET.search(k)
+    }
 
 
 def _cpu() -> str:

@@ -78,41 +78,37 @@ def resolve(checkpoint: str, revision: str | None, model: str) -> Found:
 
 
 def _from_hub(repo: str, revision: str | None, model: str) -> Found:
-    """The cached snapshot if there is one, so that runs repeat; else the network."""
+    """The cached snapshot if there is a whole one, so that runs repeat; else the network.
+
+    Raises:
+        CheckpointError: where neither has the weights, with the ways to give them.
+    """
     from huggingface_hub import snapshot_download
 
-    try:
-        folder = snapshot_download(
-            repo, revision=revision, local_files_only=True, allow_patterns=list(HUB_FILES)
-        )
-    except Exception:
-        folder = _download(repo, revision, model)
-    snapshot = Path(folder)
-    if not _is_whole(snapshot):  # only a tokenizer came into the cache, or a download broke off
-        snapshot = Path(_download(repo, revision, model))
-    return Found(snapshot, f"{repo}@{revision or snapshot.name}")
+    reason = "config.json or the weights are missing there"
+    for local in (True, False):
+        try:
+            folder = Path(
+                snapshot_download(
+                    repo, revision=revision, local_files_only=local, allow_patterns=list(HUB_FILES)
+                )
+            )
+        except Exception as error:  # the hub client raises over a dozen kinds, all meaning this
+            first = (str(error).strip().splitlines() or [""])[0]
+            reason = f"{type(error).__name__}: {first}"
+            continue
+        if _is_whole(folder):
+            return Found(folder, f"{repo}@{revision or folder.name}")
+    raise CheckpointError(
+        f"model.checkpoint={repo}: not in the hub's cache (HF_HOME), and could not be "
+        f"downloaded: {reason}\nThree ways to give the weights:\n"
+        f"  1. on a machine with network: hf download {repo}, then the same HF_HOME here\n"
+        f"  2. a folder with config.json and safetensors: model={model} model.checkpoint=PATH\n"
+        f"  3. random weights, for speed and memory only: model={model} model.checkpoint=random"
+    )
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether a snapshot has a configuration and weights; `index` checks that they fit."""
     weights = ("model.safetensors", "model.safetensors.index.json")
     return (folder / "config.json").is_file() and any((folder / w).is_file() for w in weights)
-
-
-def _download(repo: str, revision: str | None, model: str) -> str:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return str(snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES)))
-    except Exception as error:  # the hub client raises over a dozen kinds, all meaning this
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(
-            f"model.checkpoint={repo}: not in the hub's cache (HF_HOME), and could not be "
-            f"downloaded: {type(error).__name__}: {reason[0]}\nThree ways to give the weights:\n"
-            f"  1. on a machine with network: hf download {repo}, then the same "
-            "HF_HOME here\n"
-            f"  2. a folder with config.json and safetensors: model={model} "
-            "model.checkpoint=PATH\n"
-            f"  3. random weights, for speed and memory only: model={model} "
-            "model.checkpoint=random"
-        ) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,11 +48,13 @@ def main(command: str, arguments: Sequence[str]) -> int:
         config_path=str(packed_dir("conf")), config_name="config", version_base="1.3"
     )(one_job)
     before = sys.argv
-    sys.argv = [f"ftjob {command}", *arguments]
-    try:
-        decorated()
-    except SystemExit as leave:  # Hydra has printed its message
-        return int(leave.code) if isinstance(leave.code, int) else BUG
-    finally:
-        sys.argv = before
+    # Hydra itself writes a multirun.yaml for a sweep; the run folders say more.
+    with tempfile.TemporaryDirectory() as scratch:
+        sys.argv = [f"ftjob {command}", *arguments, f"hydra.sweep.dir={scratch}"]
+        try:
+            decorated()
+        except SystemExit as leave:  # Hydra has printed its message
+            return int(leave.code) if isinstance(leave.code, int) else BUG
+        finally:
+            sys.argv = before
     return next((c for c in codes if c != DONE), DONE)

@@ -43,6 +43,13 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
 def run(config: JobConfig, overrides: Sequence[str], phases: Phases) -> int:
     """Run a composed job. Returns the exit code."""
     signals = Signals()
+    try:
+        return _run(config, overrides, phases, signals)
+    finally:
+        signals.restore()
+
+
+def _run(config: JobConfig, overrides: Sequence[str], phases: Phases, signals: Signals) -> int:
     world = detect_world(os.environ)
     machine = make_machine(config.cluster, world, os.environ)
     set_thread_environment(machine.devices_of_rank[world.rank], os.environ)

@@ -86,9 +86,7 @@ def make_machine(
         counts = (count,) * nodes
     if not for_plan:
         if device == "cuda" and not gpus:
-            raise ConfigError(
-                "cluster.device=cuda: no GPU is visible here. Use cluster.device=cpu."
-            )
+            raise ConfigError("cluster.device=cuda: 0 GPUs are visible; use cluster.device=cpu.")
         if nodes != world.size:
             raise ConfigError(
                 f"cluster.nodes={nodes}: this job was started with {world.size} "

@@ -28,9 +28,9 @@ def base(tiny: Path) -> tuple[str, ...]:
 def finished(
     tmp_path_factory: pytest.TempPathFactory, base: tuple[str, ...]
 ) -> tuple[Path, str, str]:
-    """An undisturbed run: the folder it ran in (the run is `run` there), stdout and stderr."""
+    """An undisturbed run that meets its expectation: the folder it ran in (the run is `run` there), stdout and stderr."""
     place = Place(tmp_path_factory.mktemp("finished"))
-    done = place(*base, "run.dir=run").expect(0)
+    done = place(*base, "dataset.expect={acc: 0.33}", "run.dir=run").expect(0)
     return place.cwd, done.out, done.err
 
 

@@ -44,10 +44,9 @@ def test_sweep(place: Place, base: tuple[str, ...]) -> None:
     assert sorted(f.name for f in place.cwd.iterdir()) == ["runs"]
 
 
-def test_sweep_goes_on_after_a_failure(place: Place, base: tuple[str, ...]) -> None:
-    done = place("-m", *base, "dataset.limit=4", "run.dir=run", "dataset.column=passage,text")
-    done.expect(4, "4 rows failed")
-    assert [s["error"] is None for s in lines(place.cwd / "run" / "samples.jsonl")]
+def test_sweep_goes_on_after_a_refusal(place: Place) -> None:
+    done = place("-m", "parallel.tensor=5,7").expect(2, "parallel.tensor=5", "parallel.tensor=7")
+    assert "Traceback" not in done.err
 
 
 def test_own_model_file(place: Place, tiny: Path) -> None:
@@ -55,10 +54,10 @@ def test_own_model_file(place: Place, tiny: Path) -> None:
     own.parent.mkdir(parents=True)
     settings = {"name": "parrot", "family": "gpt2", "checkpoint": str(tiny / "model")}
     own.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    rows = (f"dataset.path={tiny}/rows.jsonl", "dataset.limit=3")
-    place("--config-dir", "mine", "model=parrot", *rows, "run.dir=run").expect(0)
-    assert load(place.cwd / "run" / "results.json")["model"]["name"] == "parrot"
-    place("model=parrot").expect(2, "model=parrot", "no such model")
+    done = place("plan", "--config-dir", "mine", "model=parrot", "plan.input_len=90").expect(0)
+    assert re.search(r"^model +parrot \(gpt2\)", done.out, re.MULTILINE)
+    place("plan", "model=parrot").expect(2, "model=parrot", "no such model")
+    place("model=parrot", "--config-dir=nowhere").expect(2, "model=parrot")
     listed = place("models", "--config-dir=mine").expect(0)
     assert re.search(r"^parrot +gpt2 ", listed.out, re.MULTILINE)
 
@@ -101,15 +100,7 @@ def test_odd_names(place: Place, base: tuple[str, ...]) -> None:
     assert again[:3] == ["python", "-m", "ftjob"]
     place(*again[3:]).expect(0, "3 rows are done")
     place("report", ODD).expect(0)
-    place("compare", ODD, ODD).expect(0)
     assert sorted(f.name for f in place.cwd.iterdir()) == sorted([ODD, "latest"])
-
-
-def test_odd_default_folder(place: Place, base: tuple[str, ...]) -> None:
-    place(*base, "dataset.limit=2", "run.name='../../a b/$(c)'").expect(0)
-    (run,) = [f for f in (place.cwd / "runs").iterdir() if not f.is_symlink()]
-    assert re.fullmatch(r"[\d_-]+_a_b_c", run.name)
-    assert [f.name for f in place.cwd.iterdir()] == ["runs"]
 
 
 SECRETS = (
@@ -131,6 +122,7 @@ def test_environment_of_a_batch_script(place: Place, base: tuple[str, ...]) -> N
     secrets = {name: f"http://me:hunter2-{i}@host" for i, name in enumerate(SECRETS)}
     batch = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
     env = {**secrets, **batch, "OMP_NUM_THREADS": None}
+    (place.cwd / "run").mkdir()  # made beforehand, as scripts do; empty, so it is taken
     place(*base, "dataset.limit=2", "run.dir=run", env=env).expect(0)
     recorded = load(place.cwd / "run" / "environment.json")["variables"]
     assert recorded["SLURM_JOB_ID"] == "4711"

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Place, journal, lines, load, status
+from harness import Place, ended, journal, lines, load, status
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -81,34 +81,45 @@ def test_a_bug_exits_1(
     same_as(place, finished)
 
 
-@pytest.mark.parametrize(
-    ("code", "phase"), [(HANGS_IN_SCORE, "score"), (HANGS_IN_LOAD, "load")], ids=["score", "load"]
-)
-def test_silence_exits_124(place: Place, base: tuple[str, ...], code: str, phase: str) -> None:
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory: pytest.TempPathFactory, base: tuple[str, ...]) -> Place:
+    """Two folders with a run each, whose device hangs in the phase of the folder's name."""
+    place = Place(tmp_path_factory.mktemp("silent"))
+    arguments = (*base, "batch.max_tokens=256", "run.deadline_s=2")
+    hung = {"score": HANGS_IN_SCORE, "load": HANGS_IN_LOAD}
+    started = [place.driver(n, c).start(*arguments, f"run.dir={n}") for n, c in hung.items()]
     start = time.monotonic()
-    driver = place.driver("hangs", code)
-    done = driver(*base, "batch.max_tokens=256", "run.deadline_s=2", "run.dir=run")
-    done.expect(124, "rank 0", "device 0", f"in {phase}", "run.deadline_s")
+    for name, process in zip(hung, started, strict=True):
+        ended(process).expect(124, "rank 0", "device 0", f"in {name}", "run.deadline_s")
     assert time.monotonic() - start < 10
-    run = place.cwd / "run"
+    return place
+
+
+@pytest.mark.parametrize("phase", ["score", "load"])
+def test_silence_exits_124(silent: Place, phase: str) -> None:
+    """Gone within the deadline, a few seconds of start-up and the report."""
+    run = silent.cwd / phase
     cause = status(run, 0)["cause"]
     assert (cause["code"], cause["rank"], cause["device"]) == (124, 0, 0)
     assert cause["phase"] == phase
     assert load(run / "status.json")["code"] == 124
     assert len(journal(run, 0)) == status(run, 0)["rows"]
+    assert (len(journal(run, 0)) > 0) == (phase == "score")
 
 
-def test_expectation_met(place: Place, base: tuple[str, ...]) -> None:
-    place(*base, "dataset.expect={acc: 0.33, last_token_acc: 0.33}", "run.dir=run").expect(0)
-    expect = load(place.cwd / "run" / "results.json")["expect"]
-    assert expect["acc"] == {"minimum": 0.33, "value": pytest.approx(1 / 3), "met": True}
+def test_expectation_met(finished: tuple[Path, str, str]) -> None:
+    expect = load(finished[0] / "run" / "results.json")["expect"]
+    assert expect == {"acc": {"minimum": 0.33, "value": pytest.approx(1 / 3), "met": True}}
 
 
 def test_expectation_missed(place: Place, copied: Path, base: tuple[str, ...]) -> None:
     """The rows are all done: another expectation changes the verdict, and nothing runs again."""
+    samples = (copied / "samples.jsonl").read_bytes()
     done = place(*base, "dataset.expect={acc: 0.9}", "run.dir=run")
-    done.expect(5, "acc is 0.333333", "dataset.expect asks for 0.9")
+    done.expect(5, "240 rows are done", "acc is 0.333333", "dataset.expect asks for 0.9")
     assert status(copied, 1)["rows"] == 0
+    assert journal(copied, 1) == []
+    assert (copied / "samples.jsonl").read_bytes() == samples
     results = load(copied / "results.json")
     assert results["code"] == load(copied / "status.json")["code"] == 5
     assert results["expect"]["acc"]["met"] is False

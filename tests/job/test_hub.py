@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from harness import DEMO, ROWS, Place, gpt2_tensors, lines, load, text_of, write_gpt2
+from harness import DEMO, ROWS, Place, ended, gpt2_tensors, lines, load, text_of, write_gpt2
 
 pytestmark = pytest.mark.timeout(60)
 REPO, FOLDER = "openai-community/gpt2-medium", "models--openai-community--gpt2-medium"
@@ -48,21 +48,17 @@ def home(place: Place, tiny: Path) -> Path:
 def test_checkpoint_from_the_cache(
     place: Place, base: tuple[str, ...], home: Path, finished: tuple[Path, str, str]
 ) -> None:
+    """`main` by default, another commit by model.revision; the report names which it was."""
     hub = ("model=gpt2", f"model.checkpoint={REPO}", base[2])
-    place(*hub, "run.dir=run", env={"HF_HOME": str(home)}).expect(0)
-    place("compare", "run", str(finished[0] / "run")).expect(0)
-    results = load(place.cwd / "run" / "results.json")
-    assert results["model"]["checkpoint"] == f"{REPO}@{COMMIT}"
-
-
-def test_a_revision_is_another_checkpoint(
-    place: Place, base: tuple[str, ...], home: Path, finished: tuple[Path, str, str]
-) -> None:
-    hub = ("model=gpt2", f"model.checkpoint={REPO}", f"model.revision={OLD}", base[2])
-    place(*hub, "run.dir=run", env={"HF_HOME": str(home)}).expect(0)
-    done = place("compare", "run", str(finished[0] / "run")).expect(5)
-    assert "logprob" in done.out
-    assert load(place.cwd / "run" / "results.json")["model"]["checkpoint"] == f"{REPO}@{OLD}"
+    env = {"HF_HOME": str(home)}
+    newest = place.start(*hub, "run.dir=newest", env=env)
+    place(*hub, f"model.revision={OLD}", "run.dir=old", env=env).expect(0)
+    ended(newest).expect(0)
+    place("compare", "newest", str(finished[0] / "run")).expect(0)
+    assert "logprob" in place("compare", "newest", "old").expect(5).out
+    for name, commit in (("newest", COMMIT), ("old", OLD)):
+        model = load(place.cwd / name / "results.json")["model"]
+        assert model["checkpoint"] == f"{REPO}@{commit}"
 
 
 def test_known_models_keep_their_shape(place: Place, home: Path) -> None:

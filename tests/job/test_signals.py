@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from harness import ROWS, SLOW, Ended, Place, ended, journal, lines, load, status, wait_for
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(90)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGKILL)
 
 
 class Stopped:
@@ -50,12 +52,23 @@ class Stopped:
         self.place("compare", "run", str(finished[0] / "run")).expect(0)
 
 
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, base: tuple[str, ...]
+) -> dict[signal.Signals, Stopped]:
+    """A run for each signal, all at the same time: they sleep more than they work."""
+    places = {s: Place(tmp_path_factory.mktemp(s.name)) for s in SIGNALS}
+    with ThreadPoolExecutor(len(places)) as pool:
+        stopped = pool.map(lambda s: Stopped(places[s], base, s), SIGNALS)
+        return dict(zip(SIGNALS, stopped, strict=True))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=["TERM", "USR2"])
 def test_drain_exits_75(
-    place: Place, base: tuple[str, ...], finished: tuple[Path, str, str], number: signal.Signals
+    runs: dict[signal.Signals, Stopped], finished: tuple[Path, str, str], number: signal.Signals
 ) -> None:
     """What the device had begun is finished and journaled; nothing new is begun."""
-    stopped = Stopped(place, base, number)
+    stopped = runs[number]
     stopped.ended.expect(75, f"drained on {number.name}")
     records = journal(stopped.run, 0)
     assert stopped.answered < len(records) < ROWS
@@ -70,9 +83,9 @@ def test_drain_exits_75(
 
 
 def test_interrupt_exits_130(
-    place: Place, base: tuple[str, ...], finished: tuple[Path, str, str]
+    runs: dict[signal.Signals, Stopped], finished: tuple[Path, str, str]
 ) -> None:
-    stopped = Stopped(place, base, signal.SIGINT)
+    stopped = runs[signal.SIGINT]
     stopped.ended.expect(130, "interrupted")
     assert "Traceback" not in stopped.ended.err
     assert stopped.took < 5
@@ -83,16 +96,16 @@ def test_interrupt_exits_130(
 
 
 def test_kill_reads_137(
-    place: Place, base: tuple[str, ...], finished: tuple[Path, str, str]
+    runs: dict[signal.Signals, Stopped], finished: tuple[Path, str, str]
 ) -> None:
     """It could say nothing, so `report` says it, and counts what the journal holds: all but the
     chunk it was at, and the one before, which perhaps was not written yet."""
-    stopped = Stopped(place, base, signal.SIGKILL)
+    stopped = runs[signal.SIGKILL]
     assert stopped.ended.code == -signal.SIGKILL
     assert {r["line"] for r in journal(stopped.run, 0)} >= set().union(*stopped.begun()[:-2])
     assert status(stopped.run, 0)["code"] is None
     assert not (stopped.run / "status.json").exists()
-    done = place("report", "run")
+    done = stopped.place("report", "run")
     assert done.code == 137, done.err
     assert "attempt 0 ended without a status" in done.out
     merged = load(stopped.run / "status.json")
