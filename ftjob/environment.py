@@ -86,23 +86,18 @@ def _git_hash() -> str | None:
     top = Path(__file__).resolve().parent.parent
     if not (top / ".git").exists():
         return None
+    commit = _git(top, "rev-parse", "--short=12", "HEAD")
+    if commit is None:
+        return None
+    return commit + ("+" if _git(top, "status", "--porcelain", "-uno") else "")
+
+
+def _git(top: Path, *arguments: str) -> str | None:
+    """What git prints, or None where it cannot be asked."""
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
-            cwd=top,
-            timeout=5,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"],
-            cwd=top,
-            timeout=5,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        done = subprocess.run(
+            ["git", *arguments], cwd=top, timeout=5, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+" if changed else "")
+    return done.stdout.strip()

@@ -95,11 +95,6 @@ class Rank:
             self.progress.close()
             self.signals.restore()
 
-    @property
-    def idle(self) -> bool:
-        """Whether every device thread has ended, so that the process may end as usual."""
-        return not any(d.thread.is_alive() for d in self.devices)
-
     def _serve(self) -> None:
         """Hand out chunks and journal answers until all rows are done."""
         waiting = self._chunks()
@@ -123,7 +118,7 @@ class Rank:
     def _hand_out(self, waiting: Iterator[Chunk]) -> bool:
         """Fill every device's inbox, the emptiest first. True when no chunk is left."""
         while True:
-            device = min(self.devices, key=lambda d: sum(c.tokens for c in d.held))
+            device = min(self.devices, key=lambda d: (len(d.held), sum(c.tokens for c in d.held)))
             if len(device.held) >= AHEAD:
                 return False
             chunk = next(waiting, None)

@@ -28,7 +28,8 @@ def base(tiny: Path) -> tuple[str, ...]:
 def finished(
     tmp_path_factory: pytest.TempPathFactory, base: tuple[str, ...]
 ) -> tuple[Path, str, str]:
-    """An undisturbed run that meets its expectation: the folder it ran in (the run is `run` there), stdout and stderr."""
+    """An undisturbed run that meets what was expected of it, `run` in the folder returned with
+    what it printed on stdout and stderr."""
     place = Place(tmp_path_factory.mktemp("finished"))
     done = place(*base, "dataset.expect={acc: 0.33}", "run.dir=run").expect(0)
     return place.cwd, done.out, done.err

@@ -34,7 +34,7 @@ REFUSED = {
     ),
     "nodes that were not started": (["cluster.nodes=2"], ["cluster.nodes=2", "mpirun -n 2"]),
     "no devices": (["cluster.devices_per_node=0"], ["cluster.devices_per_node=0", "at least 1"]),
-    "no GPUs": (["cluster.device=cuda", "cluster.devices_per_node=1"], ["0 GPUs are visible"]),
+    "no GPUs": (["cluster.device=cuda"], ["cluster.device=cuda", "cluster.device=cpu"]),
     "unknown command": (["evaluate"], ["evaluate", "no such command", "run"]),
     "report without a run": (["report"], ["usage", "RUN"]),
     "report of no run": (["report", "."], ["is not a run folder"]),

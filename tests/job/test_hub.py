@@ -52,11 +52,11 @@ def test_checkpoint_from_the_cache(
     hub = ("model=gpt2", f"model.checkpoint={REPO}", base[2])
     env = {"HF_HOME": str(home)}
     newest = place.start(*hub, "run.dir=newest", env=env)
-    place(*hub, f"model.revision={OLD}", "run.dir=old", env=env).expect(0)
+    place(*hub, f"model.revision={OLD}", "run.dir=older", env=env).expect(0)
     ended(newest).expect(0)
     place("compare", "newest", str(finished[0] / "run")).expect(0)
-    assert "logprob" in place("compare", "newest", "old").expect(5).out
-    for name, commit in (("newest", COMMIT), ("old", OLD)):
+    assert "logprob" in place("compare", "newest", "older").expect(5).out
+    for name, commit in (("newest", COMMIT), ("older", OLD)):
         model = load(place.cwd / name / "results.json")["model"]
         assert model["checkpoint"] == f"{REPO}@{commit}"
 
