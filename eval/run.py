@@ -33,8 +33,8 @@ def load_suite(name: str) -> dict[str, Any]:
     return value
 
 
-def run_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Run one job in a scratch folder; what the report needs of it."""
+def run_job(job: dict[str, Any], where: dict[str, Any]) -> dict[str, Any]:
+    """Run one job in a scratch folder; what the report needs of it, and `where` it was made."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         subprocess.run(
@@ -56,7 +56,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         }
         if job.get("oracle"):
             made["oracle"] = _oracle(folder)
-    return made | provenance(made["command"])
+    return where | made
 
 
 def _oracle(folder: Path) -> dict[str, Any]:
@@ -96,10 +96,11 @@ def main() -> int:
     has_raw = (REPORTS / "raw" / f"{arguments.suite}.json").exists()
     made: dict[str, Any] = read_raw(arguments.suite)["jobs"] if has_raw else {}
     wrong: list[str] = []
+    where = provenance("")  # before the raw file changes the checkout
     for job in suite["jobs"]:
         if arguments.jobs is None or job["name"] in arguments.jobs:
             print(f"{job['name']}: {job['note']}", file=sys.stderr, flush=True)
-            made[job["name"]] = run_job(job)
+            made[job["name"]] = run_job(job, where)
             write_raw(arguments.suite, {"kind": "suite", "jobs": made})
         if job["name"] in made:
             wrong += judge(job, made[job["name"]])

@@ -64,8 +64,6 @@ FILES = {
     "rows.parquet": parquet(TEXTS),
     "torn.jsonl.gz": WHOLE[: len(WHOLE) * 3 // 4],
     "columns.csv": b"passage,number\none two,1\n",
-    "torn.parquet": parquet(TEXTS)[:-6],
-    "rows.xlsx": SOUND,
 }
 MORE = {
     "rows.csv": ("dataset.column=passage",),
@@ -76,8 +74,6 @@ UNREADABLE = {
     "doubled.jsonl": ["same", "line 2"],
     "torn.jsonl.gz": ["cannot be read to its end"],
     "columns.csv": ["no column 'text'", "passage"],
-    "torn.parquet": ["is not a whole Parquet file"],
-    "rows.xlsx": ["cannot tell the format", ".jsonl", ".parquet"],
 }
 
 

@@ -108,15 +108,16 @@ def test_a_file_in_place_of_the_folder(place: Place, base: tuple[str, ...]) -> N
 
 
 def test_changed_data_set(
-    place: Place, tiny: Path, base: tuple[str, ...], finished: Finished
+    place: Place, copied: Path, tiny: Path, base: tuple[str, ...], finished: Finished
 ) -> None:
     """Refused with another data set; with the first one again, the run goes on."""
+    file = copied / "journal" / "rank0000.attempt0.jsonl"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:101]))
     rows = Path(shutil.copy(tiny / "rows.jsonl", place.cwd))
+    sound, first = rows.read_text(encoding="utf-8"), journal(copied, 0)[0]["index"]
+    rows.write_text(sound.replace(f"{first} the ", f"{first} that ", 1), encoding="utf-8")
     arguments = (*base, "dataset.path=rows.jsonl", "batch.window=20", "run.dir=run")
-    place(*arguments, "dataset.limit=40").expect(0)
-    sound = rows.read_text(encoding="utf-8")
-    rows.write_text(sound.replace("7 the ", "7 that ", 1), encoding="utf-8")
-    place(*arguments).expect(2, "1 rows answered there", "rows.jsonl")
+    place(*arguments).expect(2, "100 rows are done", "1 rows answered there", "rows.jsonl")
     rows.write_text(sound, encoding="utf-8")
     place(*arguments).expect(0)
     same_as(place, finished)

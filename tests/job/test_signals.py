@@ -121,7 +121,7 @@ def test_kill_reads_137(
 def test_drain_during_start_up(place: Place, base: tuple[str, ...]) -> None:
     """Imports take minutes on a cold network disk; the notice to leave may come within them."""
     process = place.start(*base, "run.dir=run")
-    wait_for((place.cwd / "run" / "identity.json").exists, process)
+    wait_for((place.cwd / "run" / "environment.json").exists, process)
     os.kill(process.pid, signal.SIGTERM)
     ended(process).expect(75, "SIGTERM")
     assert load(place.cwd / "run" / "status.json")["code"] == 75
