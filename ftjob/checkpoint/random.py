@@ -14,7 +14,8 @@ import torch
 
 from ftjob.checkpoint.shard import Region
 
-_CHUNK = 1 << 22
+# Elements made at a time: their int64 temporaries stay in the cache, and off fresh pages.
+_CHUNK = 1 << 18
 
 
 def _wrap(value: int) -> int:

@@ -29,6 +29,7 @@ from ftjob.results.folder import (
 from ftjob.results.journal import History, JournalWriter, read_history
 from ftjob.results.page import render_terminal
 from ftjob.results.summary import Score, collect, finish, write_report
+from ftjob.tasks.rows import RowSource
 from ftjob.telemetry import Phases, RunLog
 
 
@@ -56,6 +57,7 @@ def _run(config: JobConfig, overrides: Sequence[str], phases: Phases, signals: S
     with phases.phase("prepare"):
         job = prepare(config, machine)
         _refuse_many_devices(job)
+        RowSource(config.dataset).check()
         folder = open_folder(config.run.dir, config.run.name or config.model.name, datetime.now())
         history = _claim(folder, job)
         signals.remember()

@@ -58,12 +58,25 @@ class RowSource:
         if self.total == 0:
             raise DataError(f"{self.name}: holds no rows")
 
+    def check(self) -> None:
+        """Refuse what cannot be a dataset, before anything starts.
+
+        Raises:
+            DataError: for a file that is absent or whose ending names no format.
+        """
+        if self.dataset.hub is None:
+            self._reader()
+
     def _all(self) -> Iterator[Row]:
+        if self.dataset.hub is not None:
+            return self._hub(self.dataset.hub)
+        reader, path = self._reader()
+        return reader(path)
+
+    def _reader(self) -> tuple[Callable[[Path], Iterator[Row]], Path]:
+        """The reader of the file's format, told by its ending, and the file."""
         data = self.dataset
-        if data.hub is not None:
-            return self._hub(data.hub)
         path = Path(data.path).expanduser() if data.path is not None else SHIPPED
-        name = path.name.removesuffix(".gz")
         readers: dict[str, Callable[[Path], Iterator[Row]]] = {
             ".jsonl": self._jsonl,
             ".json": self._jsonl,
@@ -71,7 +84,7 @@ class RowSource:
             ".tsv": self._csv,
             ".parquet": self._parquet,
         }
-        kind = Path(name).suffix.lower()
+        kind = Path(path.name.removesuffix(".gz")).suffix.lower()
         if kind not in readers:
             raise DataError(
                 f"dataset.path={path}: cannot tell the format from {kind or 'no'!r} "
@@ -79,7 +92,7 @@ class RowSource:
             )
         if not path.is_file():
             raise DataError(f"dataset.path={path}: no such file")
-        return readers[kind](path)
+        return readers[kind], path
 
     def _jsonl(self, path: Path) -> Iterator[Row]:
         column, index = self.dataset.column, 0

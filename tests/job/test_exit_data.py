@@ -70,7 +70,6 @@ MORE = {
     "torn.jsonl.gz": ("batch.window=100", f"dataset.limit={LIMIT}"),
 }
 UNREADABLE = {
-    "missing.jsonl": ["no such file"],
     "doubled.jsonl": ["same", "line 2"],
     "torn.jsonl.gz": ["cannot be read to its end"],
     "columns.csv": ["no column 'text'", "passage"],
@@ -102,6 +101,13 @@ def test_unreadable_file(ran: Ran, name: str) -> None:
     done = ran[1][name].expect(3, name, *UNREADABLE[name])
     assert "Traceback" not in done.err
     assert load(ran[0] / "runs" / name / "status.json")["code"] == 3
+
+
+def test_missing_file(ran: Ran) -> None:
+    """Refused before anything starts: there is no run folder."""
+    done = ran[1]["missing.jsonl"].expect(3, "dataset.path=missing.jsonl", "no such file")
+    assert "Traceback" not in done.err
+    assert not (ran[0] / "runs" / "missing.jsonl").exists()
 
 
 def test_bad_rows_are_records(ran: Ran) -> None:

@@ -130,14 +130,6 @@ def test_data_set_not_in_the_cache(place: Place, base: tuple[str, ...]) -> None:
     assert "Traceback" not in done.err
 
 
-def test_column_of_the_data_set(place: Place, base: tuple[str, ...]) -> None:
-    home = place.cwd / "hf"
-    cache_dataset(home, ["one two"])
-    hub = ("dataset=lambada_hub", "dataset.column=passage", "run.dir=run")
-    done = place(*base[:2], *hub, env={"HF_HOME": str(home)})
-    done.expect(3, "no column 'passage'", "Known: text")
-
-
 def test_shipped_rows_are_the_hubs(place: Place) -> None:
     """dataset=lambada is EleutherAI/lambada_openai's test set: 5153 rows of one text each."""
     held = gzip.decompress((DEMO / "lambada_test.jsonl.gz").read_bytes()).splitlines()

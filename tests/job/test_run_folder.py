@@ -168,18 +168,6 @@ def test_streams(finished: Finished) -> None:
         assert re.match(r"\d{4}-\d\d-\d\dT\S+ (info|note|warning|error) rank=0 device=", line)
 
 
-def test_latest_and_dated_name(place: Place, base: tuple[str, ...]) -> None:
-    """Whatever the name holds, the folder lies in runs/ and can be typed."""
-    place(*base, "dataset.limit=2", "run.name='../../a run/$(touch owned)'").expect(0)
-    assert [f.name for f in place.cwd.iterdir()] == ["runs"]
-    (run,) = [f for f in (place.cwd / "runs").iterdir() if not f.is_symlink()]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_a_run_touch_owned", run.name)
-    latest = place.cwd / "runs" / "latest"
-    assert latest.is_symlink()
-    assert latest.resolve() == run.resolve()
-    place("report", "runs/latest").expect(0)
-
-
 FIXED_CLOCK = """
 import datetime
 import ftjob.commands.run
@@ -194,13 +182,22 @@ ftjob.commands.run.datetime = Clock
 
 
 def test_jobs_of_one_second_do_not_collide(place: Place, base: tuple[str, ...]) -> None:
+    """Whatever the name holds, the folders lie in runs/ and can be typed; `latest` is one."""
     frozen = place.driver("fixed_clock", FIXED_CLOCK)
-    both = [frozen.start(*base, f"dataset.limit={n}", "run.name=job") for n in (2, 3)]
+    name = "run.name='../../a run/$(touch owned)'"
+    both = [frozen.start(*base, f"dataset.limit={n}", name) for n in (2, 3)]
     for process in both:
         ended(process).expect(0)
+    assert {f.name for f in place.cwd.iterdir() if f.is_dir()} == {"runs"}
+    assert not (place.cwd / "owned").exists()
     runs = sorted(f for f in (place.cwd / "runs").iterdir() if not f.is_symlink())
-    assert [r.name for r in runs] == ["2026-01-02_03-04-05_job", "2026-01-02_03-04-05_job.2"]
+    dated = "2026-01-02_03-04-05_a_run_touch_owned"
+    assert [r.name for r in runs] == [dated, f"{dated}.2"]
     assert sorted(len(lines(r / "samples.jsonl")) for r in runs) == [2, 3]
+    latest = place.cwd / "runs" / "latest"
+    assert latest.is_symlink()
+    assert latest.resolve() in [r.resolve() for r in runs]
+    place("report", "runs/latest").expect(0)
 
 
 def test_sharded_checkpoint_gives_the_same(

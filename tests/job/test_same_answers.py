@@ -19,10 +19,9 @@ Samples = list[dict[str, Any]]
 
 
 LAYOUTS = {
-    "small": ("batch.max_tokens=64",),
+    "small": ("batch.max_tokens=64", "batch.order=dataset"),
     "medium": ("batch.max_tokens=500",),
     "large": ("batch.max_tokens=4096", "batch.window=50"),
-    "dataset": ("batch.order=dataset",),
     "two": ("cluster.devices_per_node=2", "batch.max_tokens=128"),
 }
 
