@@ -20,49 +20,53 @@ from ftjob.launch.signals import Signals
 from ftjob.launch.world import detect_world, make_machine, set_thread_environment
 from ftjob.results.folder import (
     RunFolder,
+    claim_attempt,
     is_running,
     open_folder,
     read_json_file,
     write_json,
+    write_json_once,
     write_text,
 )
 from ftjob.results.journal import History, JournalWriter, read_history
 from ftjob.results.page import render_terminal
 from ftjob.results.summary import Score, collect, finish, write_report
+from ftjob.tasks import make_task
 from ftjob.tasks.rows import RowSource
 from ftjob.telemetry import Phases, RunLog
 
 
 def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
     """Compose and run. Returns the exit code."""
-    phases = Phases()
-    with phases.phase("compose"):
-        config = compose(overrides, config_dirs)
-    return run(config, overrides, phases)
-
-
-def run(config: JobConfig, overrides: Sequence[str], phases: Phases) -> int:
-    """Run a composed job. Returns the exit code."""
     signals = Signals()
     try:
-        return _run(config, overrides, phases, signals)
+        phases = Phases()
+        with phases.phase("compose"):
+            config = compose(overrides, config_dirs)
+        return run(config, overrides, phases, signals)
     finally:
         signals.restore()
 
 
-def _run(config: JobConfig, overrides: Sequence[str], phases: Phases, signals: Signals) -> int:
+def run(config: JobConfig, overrides: Sequence[str], phases: Phases, signals: Signals) -> int:
+    """Run a composed job. Returns the exit code."""
     world = detect_world(os.environ)
     machine = make_machine(config.cluster, world, os.environ)
     set_thread_environment(machine.devices_of_rank[world.rank], os.environ)
     with phases.phase("prepare"):
         job = prepare(config, machine)
         _refuse_many_devices(job)
+        _check_expectations(config)
         RowSource(config.dataset).check()
         folder = open_folder(config.run.dir, config.run.name or config.model.name, datetime.now())
+        signals.remember()  # from here on a stop leaves a status
         history = _claim(folder, job)
-        signals.remember()
+        phases.attempt = max(folder.attempts(), default=-1) + 1
+        if not claim_attempt(folder, world.rank, phases.attempt):
+            raise ResumeRefused(
+                f"run.dir={folder.path}: another attempt began there this moment and still runs."
+            )
         _describe(folder, job, overrides)
-    phases.attempt = max(folder.attempts(), default=-1) + 1
     log = RunLog(folder.file(f"logs/rank{world.rank:04d}.log"), world.rank)
     for path in history.torn:
         log.write("warning", f"{path.name}: a torn last line was cut off; its rows run again")
@@ -83,18 +87,18 @@ def _run(config: JobConfig, overrides: Sequence[str], phases: Phases, signals: S
 
 
 def _work(
-    job: Job, folder: RunFolder, history: History, log: RunLog, phases: Phases, signals: Signals
+    job: Job,
+    folder: RunFolder,
+    history: History,
+    log: RunLog,
+    phases: Phases,
+    signals: Signals,
 ) -> tuple[Cause | None, Score]:
     """Let the rank work to its end or first cause, merge, and write the rank's status."""
     with phases.phase("import"):
         from ftjob.rank import Rank
     identity = identity_hash(job.identity())
-    try:
-        journal = JournalWriter(folder, phases.rank, phases.attempt, identity, history.fences)
-    except FileExistsError:
-        raise ResumeRefused(
-            f"run.dir={folder.path}: another attempt began there this moment and still runs."
-        ) from None
+    journal = JournalWriter(folder, phases.rank, phases.attempt, identity, history.fences)
     rank = Rank(job, folder, journal, history.keys(), identity, log, phases, signals)
     try:
         cause = rank.run()
@@ -113,6 +117,18 @@ def _work(
         score = collect(folder)
     rank.write_status(cause, cause.code if cause else DONE)
     return cause, score
+
+
+def _check_expectations(config: JobConfig) -> None:
+    """dataset.expect gives least values: of a metric where less is better it would say nothing."""
+    metrics = make_task(config.dataset).metrics
+    for name, least in config.dataset.expect.items():
+        if name in metrics and not metrics[name].higher_is_better:
+            legal = ", ".join(n for n, m in metrics.items() if m.higher_is_better)
+            raise ConfigError(
+                f"dataset.expect.{name}={least:g}: less is better there, and dataset.expect gives "
+                f"least values. Legal: {legal}."
+            )
 
 
 def _refuse_many_devices(job: Job) -> None:
@@ -134,7 +150,7 @@ def _claim(folder: RunFolder, job: Job) -> History:
     """
     path, facts = folder.file("identity.json"), job.identity()
     limit = job.config.dataset.limit
-    if path.exists():
+    if not write_json_once(path, {"facts": facts, "dataset.limit": limit}):
         before = read_json_file(path)
         changed = [
             f"{name}: {before['facts'].get(name)} -> {facts.get(name)}"
@@ -159,14 +175,15 @@ def _claim(folder: RunFolder, job: Job) -> History:
                 f"run.dir={folder.path}: attempt {status['attempt']} still runs there, as process "
                 f"{status['pid']} of this machine. Wait for it, or stop it first."
             )
-    write_json(path, {"facts": facts, "dataset.limit": limit})
     return read_history(folder)
 
 
 def _describe(folder: RunFolder, job: Job, overrides: Sequence[str]) -> None:
-    """Write what the run is: configuration, overrides, plan, environment."""
+    """Write what the run is: identity, configuration, overrides, plan, environment."""
     from omegaconf import OmegaConf
 
+    facts = {"facts": job.identity(), "dataset.limit": job.config.dataset.limit}
+    write_json(folder.file("identity.json"), facts)
     write_text(folder.file("config.yaml"), OmegaConf.to_yaml(job.config.as_dict()))
     write_text(folder.file("overrides.txt"), "".join(f"{o}\n" for o in overrides))
     write_json(folder.file("plan.json"), {"plan": job.plan.as_dict(), "model": job.model_facts()})

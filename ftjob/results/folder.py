@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import socket
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,31 @@ class RunFolder:
         files = (self.path / "status").glob("rank*.attempt*.json")
         read = [read_json_file(f) for f in files]
         return sorted(read, key=lambda s: (s["attempt"], s["rank"]))
+
+
+def claim_attempt(folder: RunFolder, rank: int, attempt: int) -> bool:
+    """Leave the attempt's first status, which says that it runs; False where another did so."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    folder.status(rank, attempt).parent.mkdir(exist_ok=True)
+    return write_json_once(
+        folder.status(rank, attempt),
+        {
+            "rank": rank,
+            "attempt": attempt,
+            "code": None,
+            "cause": None,
+            "started": now,
+            "heartbeat": now,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "rows": 0,
+            "failed": 0,
+            "dataset": {"name": "", "total": 0},
+            "elapsed_s": 0.0,
+            "phases": [],
+            "devices": [],
+        },
+    )
 
 
 def is_running(status: dict[str, Any]) -> bool:
@@ -97,6 +122,20 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def write_json_once(path: Path, value: Any) -> bool:
+    """Write a value as JSON if there is no such file; False where another was first."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    write_json(beside, value)
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        return False
+    finally:
+        beside.unlink()
+    sync_folder(path.parent)
+    return True
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, whole."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -135,11 +174,11 @@ def open_folder(wanted: str | None, name: str, now: datetime) -> RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         else:
             path = _fresh(Path("runs"), f"{now:%Y-%m-%d_%H-%M-%S}_{safe}")
+            _point_latest(path)
     except OSError as error:
         raise RunFolderError(
             f"run.dir={wanted or 'runs'}: cannot be made: {error.strerror}"
         ) from None
-    _point_latest(path)
     return RunFolder(path)
 
 

@@ -13,6 +13,10 @@ OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}
 
 REFUSED = {
+    "a least perplexity": (
+        ["dataset.expect={perplexity: 10}"],
+        ["dataset.expect.perplexity=10", "less is better", "acc"],
+    ),
     "unknown key": (["dataset.limt=8"], ["dataset.limt=8", "Did you mean dataset.limit?"]),
     "unknown group": (["modle=gpt345m"], ["modle=gpt345m", "Did you mean model"]),
     "unknown choice": (["model=gpt354m"], ["model=gpt354m", "Did you mean gpt345m?"]),

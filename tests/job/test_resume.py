@@ -10,7 +10,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from harness import ROWS, Place, journal, lines, load, status, tree, write_gpt2, write_rows
+from harness import (
+    ROWS,
+    Place,
+    gpt2_tensors,
+    journal,
+    lines,
+    load,
+    status,
+    tree,
+    write_gpt2,
+    write_rows,
+)
 
 pytestmark = pytest.mark.timeout(60)
 Finished = tuple[Path, str, str]
@@ -121,6 +132,15 @@ def test_changed_data_set(
     rows.write_text(sound, encoding="utf-8")
     place(*arguments).expect(0)
     same_as(place, finished)
+
+
+def test_other_weights_of_the_same_shape_are_refused(place: Place, base: tuple[str, ...]) -> None:
+    """Nothing but the bytes of the tensors tells two trainings of one shape apart."""
+    write_gpt2(place.cwd / "a", gpt2_tensors(seed=1))
+    write_gpt2(place.cwd / "b", gpt2_tensors(seed=2))
+    rows = (base[2], "dataset.limit=4", "run.dir=run")
+    place("model=gpt2", "model.checkpoint=a", *rows).expect(0)
+    place("model=gpt2", "model.checkpoint=b", *rows).expect(2, "checkpoint: ", " -> ")
 
 
 def test_equal_rows_count_apart(place: Place, tiny: Path) -> None:

@@ -127,7 +127,8 @@ def pairs(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
     """A nested mapping as (label, text) pairs, inner keys joined by a dot."""
     found: list[tuple[str, str]] = []
     for key, value in mapping.items():
-        label = f"{prefix}{str(key).replace('_', ' ')}"
+        # names of environment variables stay as they are
+        label = prefix + (str(key) if str(key).isupper() else str(key).replace("_", " "))
         if isinstance(value, Mapping):
             found += pairs(value, f"{label}.")
         else:
