@@ -138,9 +138,6 @@ class RunConfig:
     deadline_s: float = key(
         60.0, "seconds a device may be silent before the job ends (exit 124)", rule=POSITIVE
     )
-    drain_s: float = key(
-        120.0, "seconds before the time limit at which the job drains", rule=at_least(0)
-    )
     progress_s: float = key(
         30.0, "seconds between progress lines where stderr is no terminal", rule=POSITIVE
     )
