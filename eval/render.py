@@ -30,7 +30,11 @@ def render_suite(name: str, raw: dict[str, Any]) -> str:
         "",
         *suite_table(name, raw),
     ]
-    lines += ["", "| job | what | same answers as transformers | command | made on |"]
+    lines += [
+        "",
+        "| job | what | same answers as transformers, by the rule of `compare` "
+        "| command | made on |",
+    ]
     lines += ["| --- | --- | --- | --- | --- |"]
     for job in (j for j in suite["jobs"] if j["name"] in raw["jobs"]):
         made = raw["jobs"][job["name"]]

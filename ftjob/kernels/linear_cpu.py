@@ -16,7 +16,7 @@ from ftjob.model.arch import Activation
 # oneDNN sums a float32 product front to back, so its rounding error grows with the number of
 # inputs: over 400 LAMBADA rows of the demo model the summed log-probabilities were off float64 by
 # 7.7e-6 on average, PyTorch's own product by 5.2e-6. In blocks of this many inputs, added one after
-# the other, it rounds as well, for a fifth more time. A fused activation allows one block only.
+# the other, they were off by 6.5e-6, for a fifth more time. A fused activation takes one block.
 BLOCK = 192
 
 # activation -> (name, algorithm) of oneDNN's fused element-wise operation

@@ -202,6 +202,8 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
     ranks = status["ranks"]
     devices = [{k: v for k, v in d.items() if k != "spec"} for s in ranks for d in s["devices"]]
     last, summary = ranks[-1], score.summary
+    # an attempt that died early has not seen the data set; one before it may have
+    dataset = max((s["dataset"] for s in ranks), key=lambda d: int(d["total"]))
     figures: Json = {"alias": task.name}
     for name, value in summary.values.items():
         figures[f"{name},none"] = value
@@ -236,10 +238,8 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
             for n, m in task.metrics.items()
         },
         "higher_is_better": {task.name: {n: m.higher_is_better for n, m in task.metrics.items()}},
-        "n-samples": {
-            task.name: {"original": last["dataset"]["total"], "effective": score.answered}
-        },
-        "dataset": {"source": last["dataset"]["name"], "rows": last["dataset"]["total"]},
+        "n-samples": {task.name: {"original": dataset["total"], "effective": score.answered}},
+        "dataset": {"source": dataset["name"], "rows": dataset["total"]},
         "failed": {
             "count": score.failed,
             "max_failed": config.run.max_failed,
