@@ -19,14 +19,14 @@ from eval.render import render
 
 # name, kind, size, OMP threads
 CONTENDERS = (
-    ("ftjob, two devices of one thread (cluster.devices_per_node=2)", "ftjob", 2, 1),
-    ("ftjob, one device of two threads (the default)", "ftjob", 1, 2),
-    ("CTranslate2 forward_batch, batch 32", "ctranslate2_forward", 32, 2),
-    ("CTranslate2 forward_batch, batch 64", "ctranslate2_forward", 64, 2),
-    ("CTranslate2 forward_batch, batch 128", "ctranslate2_forward", 128, 2),
-    ("CTranslate2 score_batch, two workers, batch 8", "ctranslate2_score", 8, 1),
-    ("CTranslate2 score_batch, two workers, batch 32", "ctranslate2_score", 32, 1),
-    ("transformers, batch 32", "transformers", 32, 2),
+    ("ftjob, two devices of one thread (cluster.devices_per_node=2)", "ftjob", "t1p1d2", 1),
+    ("ftjob, one device of two threads (the default)", "ftjob", "t1p1d1", 2),
+    ("CTranslate2 forward_batch, batch 32", "ctranslate2_forward", "32", 2),
+    ("CTranslate2 forward_batch, batch 64", "ctranslate2_forward", "64", 2),
+    ("CTranslate2 forward_batch, batch 128", "ctranslate2_forward", "128", 2),
+    ("CTranslate2 score_batch, two workers, batch 8", "ctranslate2_score", "8", 1),
+    ("CTranslate2 score_batch, two workers, batch 32", "ctranslate2_score", "32", 1),
+    ("transformers, batch 32", "transformers", "32", 2),
 )
 TEXT = [
     "Teacher-forced scoring of the first 512 LAMBADA rows with the demo GPT in float32, from token "
@@ -75,10 +75,10 @@ def main() -> int:
     return 0
 
 
-def _start(kind: str, size: int, threads: int) -> subprocess.Popen[str]:
+def _start(kind: str, size: str, threads: int) -> subprocess.Popen[str]:
     """Start a contender and wait until it is warm."""
     worker = subprocess.Popen(
-        [sys.executable, "-m", "eval.bench.cpu_worker", kind, str(size)],
+        [sys.executable, "-m", "eval.bench.cpu_worker", kind, size],
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
