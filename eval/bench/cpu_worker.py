@@ -1,7 +1,7 @@
 """`python -m eval.bench.cpu_worker KIND SIZE`: one contender, alone in its process.
 
-SIZE is a batch or, for ftjob, a layout. Prints a line when ready; then, for each line it reads, does a pass and prints seconds and rows
-right. OMP_NUM_THREADS comes from `cpu_lambada`.
+SIZE is a batch or, for ftjob, a layout. Prints a line when ready; then, for each line it reads,
+does a pass and prints seconds and rows right. OMP_NUM_THREADS comes from `cpu_lambada`.
 """
 
 from __future__ import annotations

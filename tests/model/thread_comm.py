@@ -14,7 +14,7 @@ PATIENCE_S = 60.0
 
 
 def run_group(ways: int, work: Callable[[Comm], T]) -> list[T]:
-    """The results in rank order. The first error of a member is raised here, and ends the others."""
+    """The results in rank order. A member's first error is raised here, and ends the others."""
     group, halt = Group(ways, (0, ways), None), threading.Event()
     results: dict[int, T] = {}
     errors: list[Exception] = []
