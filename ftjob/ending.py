@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 
-from ftjob.errors import DEADLINE, DRAINED, Cause
-from ftjob.link import Closed, Link, Stop, Trouble
+from ftjob.errors import DEADLINE, DRAINED, KILLED, Cause
+from ftjob.link import Closed, Leave, Link, Start, Stop, Trouble
 
 PAUSE_S = 0.005
 # A rank that served and is silent this long while a drain goes on was lost, and the drain is its
@@ -23,9 +23,12 @@ def patience(limit_s: float, draining: bool) -> float:
     return min(LOST_IN_DRAIN_S, limit_s) if draining else limit_s
 
 
-def lost_rank(rank: int, silent_s: float, phase: str) -> Cause:
-    """The cause of a rank of which nothing is heard any more."""
-    message = f"no sign of life for {silent_s:g} s (run.deadline_s)"
+def lost_rank(rank: int, limit_s: float, phase: str, draining: bool = False) -> Cause:
+    """The cause of a rank of which nothing is heard any more; in a drain it was killed before."""
+    if draining:
+        message = f"went silent before the others were told to stop ({patience(limit_s, True):g} s)"
+        return Cause(KILLED, message, rank, phase=phase, lost=True)
+    message = f"no sign of life for {limit_s:g} s (run.deadline_s)"
     return Cause(DEADLINE, message, rank, phase=phase, lost=True)
 
 
@@ -47,22 +50,28 @@ def close_all(link: Link, cause: Cause | None, limit_s: float) -> Cause | None:
             elif isinstance(message, Trouble):
                 cause = first_cause(cause, message.cause)
         for rank in sorted(waiting):
-            limit = patience(limit_s, cause is not None and cause.code == DRAINED)
-            if link.silent_s(rank) > limit:
+            draining = cause is not None and cause.code == DRAINED
+            if link.silent_s(rank) > patience(limit_s, draining):
                 waiting.discard(rank)
-                cause = first_cause(cause, lost_rank(rank, limit, "close"))
+                cause = first_cause(cause, lost_rank(rank, limit_s, "close", draining))
         link.beat(None)
         time.sleep(PAUSE_S)
     return cause
 
 
-def report_trouble(link: Link, cause: Cause, limit_s: float) -> Cause:
-    """A follower that cannot go on tells rank 0, and waits to be told the job's cause."""
+def report_trouble(link: Link, cause: Cause, limit_s: float) -> Start | Stop | Leave | None:
+    """A follower that cannot go on tells rank 0, and waits for what it decides; None where nothing
+    is heard of it any more."""
     link.send(0, Trouble(cause))
+    return await_leader(link, limit_s)
+
+
+def await_leader(link: Link, limit_s: float) -> Start | Stop | Leave | None:
+    """A follower: what rank 0 decides; None where nothing is heard of it any more."""
     while link.silent_s(0) <= limit_s:
         for _, message in link.poll():
-            if isinstance(message, Stop):
-                return message.cause or cause
+            if isinstance(message, (Start, Stop, Leave)):
+                return message
         link.beat(None)
         time.sleep(PAUSE_S)
-    return cause
+    return None

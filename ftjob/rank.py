@@ -218,9 +218,9 @@ class Rank:
     def _check_ranks(self) -> None:
         """Rank 0 watches all others, they watch rank 0; and nobody waits in a ring for ever."""
         for rank in range(1, self.link.size) if self.link.rank == 0 else (0,):
-            limit = patience(self.limit_s, self.signals.draining and rank in self.served)
-            if self.link.silent_s(rank) > limit:
-                raise _Ended(lost_rank(rank, limit, self._phase()))
+            draining = self.signals.draining and rank in self.served
+            if self.link.silent_s(rank) > patience(self.limit_s, draining):
+                raise _Ended(lost_rank(rank, self.limit_s, self._phase(), draining))
         if self.link.rank == 0:
             stuck = [s for s in (*self.stuck.values(), self._stuck_s()) if s is not None]
             if stuck and min(stuck) > self.limit_s:
@@ -274,7 +274,8 @@ class Rank:
             self.cause = close_all(self.link, known, self.limit_s)
             self.progress.close()
         elif self.stop is None and known is not None and not known.lost:
-            self.cause = report_trouble(self.link, known, self.limit_s)
+            told = report_trouble(self.link, known, self.limit_s)
+            self.cause = (told.cause if isinstance(told, Stop) else None) or known
         elif self.stop is not None and self.stop.cause is None and known is not None:
             self.link.send(0, Trouble(known))
         self.journal.close()

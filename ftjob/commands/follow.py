@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 from ftjob.config import build
-from ftjob.ending import lost_rank, report_trouble
+from ftjob.ending import await_leader, lost_rank, report_trouble
 from ftjob.errors import Cause, CheckpointError, RunFolderError, WrongWorld, cause_of
 from ftjob.job import identity_hash, prepare
-from ftjob.launch.ranks import CONNECT_S, await_leader, hello, open_link
+from ftjob.launch.ranks import CONNECT_S, hello, open_link
 from ftjob.launch.signals import Signals
 from ftjob.launch.world import World, set_thread_environment
-from ftjob.link import Closed, Leave, Link, Start
+from ftjob.link import Closed, Leave, Link, Start, Stop
 from ftjob.results.folder import RunFolder
 from ftjob.results.journal import JournalWriter
 from ftjob.telemetry import Phases, RunLog
@@ -39,9 +39,10 @@ def follow(world: World) -> int:
             cause = _work(world, told, link, signals)
             told = None if cause is not None and cause.lost else await_leader(link, limit_s)
     except Exception as error:
-        report_trouble(link, cause_of(error, world.rank, "prepare"), limit_s)
-        link.send(0, Closed())
-        told = await_leader(link, limit_s)
+        told = report_trouble(link, cause_of(error, world.rank, "prepare"), limit_s)
+        if isinstance(told, Stop):
+            link.send(0, Closed())
+            told = await_leader(link, limit_s)
     finally:
         signals.restore()
     if not isinstance(told, Leave):

@@ -7,14 +7,16 @@ and polled. Messages are pickles between the ranks of one job. `launch/ranks.py`
 
 from __future__ import annotations
 
-import faulthandler
+import ctypes
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ftjob.errors import ConfigError, WrongWorld
+from ftjob.errors import DEADLINE, ConfigError, WrongWorld
 from ftjob.link import BEAT_S, Beat, Message
 
 
@@ -120,10 +122,7 @@ def connect(rank: int, size: int, launcher: str, limit_s: float) -> MpiLink:
             f"{size} ranks were started (launcher: {launcher}), but no MPI library was found: "
             f"{error}. Install one: pip install 'ftjob[mpi]', or load your site's module."
         ) from None
-    # MPI_Init waits for every rank and holds the interpreter: only a watchdog in C can end it
-    faulthandler.dump_traceback_later(limit_s, exit=True)
-    provided = MPI.Init_thread(MPI.THREAD_MULTIPLE)
-    faulthandler.cancel_dump_traceback_later()
+    provided = _initialise(MPI, limit_s)
     world = MPI.COMM_WORLD
     if (world.rank, world.size) != (rank, size):
         raise WrongWorld(
@@ -137,3 +136,23 @@ def connect(rank: int, size: int, launcher: str, limit_s: float) -> MpiLink:
             "use another one: pip install 'ftjob[mpi]'."
         )
     return MpiLink(MPI, rank, size)
+
+
+def _initialise(mpi: Any, limit_s: float) -> int:
+    """MPI_Init_thread, which waits for every rank and which mpi4py calls with the interpreter held;
+    called so that it is not, a watchdog can end the process. Returns the level of threads given."""
+    come = threading.Event()
+
+    def watch() -> None:
+        if not come.wait(limit_s):
+            message = f"not all ranks have come to MPI_Init within {limit_s:g} s (run.deadline_s)"
+            print(f"ftjob: {message}", file=sys.stderr, flush=True)  # noqa: T201
+            os._exit(DEADLINE)
+
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()
+    provided = ctypes.c_int(-1)
+    library = ctypes.CDLL(mpi.__file__)
+    library.MPI_Init_thread(None, None, ctypes.c_int(mpi.THREAD_MULTIPLE), ctypes.byref(provided))
+    come.set()
+    mpi.COMM_WORLD.Set_errhandler(mpi.ERRORS_RETURN)
+    return provided.value

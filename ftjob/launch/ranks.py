@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from ftjob.ending import lost_rank
 from ftjob.errors import DeadlinePassed, Stopped
 from ftjob.launch.world import World, visible_gpus
-from ftjob.link import Hello, Leave, Link, LocalLink, Start, Trouble
+from ftjob.link import Hello, Leave, Link, LocalLink, Trouble
 
 PAUSE_S = 0.005
 # How long a rank waits for the others while it does not know run.deadline_s yet.
@@ -59,17 +59,6 @@ def gather_hellos(link: Link, own: Hello, limit_s: float) -> list[Hello]:
         link.beat(None)
         time.sleep(PAUSE_S)
     return [found[rank] for rank in range(link.size)]
-
-
-def await_leader(link: Link, limit_s: float) -> Start | Leave | None:
-    """A follower: what rank 0 decides; None where nothing is heard of it any more."""
-    while link.silent_s(0) <= limit_s:
-        for _, message in link.poll():
-            if isinstance(message, (Start, Leave)):
-                return message
-        link.beat(None)
-        time.sleep(PAUSE_S)
-    return None
 
 
 def sharing(hellos: Sequence[Hello], devices_of_rank: Sequence[int]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ftjob.errors import DONE, DRAINED, KILLED, Cause, RunFolderError
+from ftjob.errors import DEADLINE, DONE, DRAINED, KILLED, Cause, RunFolderError
 from ftjob.results.folder import RunFolder, is_running
 
 Json = dict[str, Any]
@@ -35,7 +35,7 @@ def merged_status(folder: RunFolder) -> Json:
                 status["rank"],
             ).as_dict()
     latest = [s for s in statuses if s["attempt"] == statuses[-1]["attempt"]]
-    first = min(latest, key=_precedence)
+    first = first_word(latest)
     return {
         "code": first["code"],
         "cause": first["cause"],
@@ -44,24 +44,36 @@ def merged_status(folder: RunFolder) -> Json:
     }
 
 
-def _precedence(status: Json) -> tuple[int, int]:
-    """Which rank's word on the end counts: a cause, before a death without a word, before one
-    that was only inferred from silence, before a drain that such a death may have brought about.
+def first_word(statuses: list[Json]) -> Json:
+    """Of an attempt's ranks, the one whose word on the end counts.
+
+    A cause comes before a death without a word, that before one inferred from silence, that before
+    a drain which such a death may have brought about. But where the others gave rank 0 up after
+    its silence, they ended it themselves: its death is no cause.
     """
-    code, cause = status["code"], status["cause"]
-    if code == DONE:
-        kind = 5
-    elif code is None:
-        kind = 4
-    elif code == DRAINED:
-        kind = 3
-    elif cause.get("lost"):
-        kind = 2
-    elif code == KILLED:
-        kind = 1
-    else:
-        kind = 0
-    return kind, status["rank"]
+    given_up = any(s["rank"] != 0 and _lost(s) and s["code"] == DEADLINE for s in statuses)
+
+    def precedence(status: Json) -> tuple[int, int]:
+        code = status["code"]
+        if code == DONE:
+            kind = 5
+        elif code is None:
+            kind = 4
+        elif code == DRAINED:
+            kind = 3
+        elif _lost(status):
+            kind = 2
+        elif code == KILLED:
+            kind = 3 if given_up and status["rank"] == 0 else 1
+        else:
+            kind = 0
+        return kind, status["rank"]
+
+    return min(statuses, key=precedence)
+
+
+def _lost(status: Json) -> bool:
+    return bool((status["cause"] or {}).get("lost"))
 
 
 def cause_text(cause: Json | None) -> str | None:
@@ -72,7 +84,7 @@ def cause_text(cause: Json | None) -> str | None:
 def attempt_facts(ranks: list[Json], number: int) -> Json:
     """One attempt over all its ranks."""
     mine = [s for s in ranks if s["attempt"] == number]
-    first = min(mine, key=_precedence)
+    first = first_word(mine)
     return {
         "attempt": number,
         "code": first["code"],
