@@ -32,10 +32,6 @@ REFUSED = {
     "heads by tensor": (["parallel.tensor=5"], ["parallel.tensor=5", "12 attention heads"]),
     "layers by pipeline": (["parallel.pipeline=9"], ["parallel.pipeline=9", "8 layers", "1 to 8"]),
     "world is not T x P x D": (["parallel.data=3"], ["parallel.data=3", "1 device"]),
-    "more devices in one replica": (
-        ["parallel.tensor=2", "cluster.devices_per_node=2"],
-        ["parallel.tensor=2", "this version"],
-    ),
     "nodes that were not started": (["cluster.nodes=2"], ["cluster.nodes=2", "mpirun -n 2"]),
     "no devices": (["cluster.devices_per_node=0"], ["cluster.devices_per_node=0", "at least 1"]),
     "no GPUs": (["cluster.device=cuda"], ["cluster.device=cuda", "cluster.device=cpu"]),
