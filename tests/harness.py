@@ -81,7 +81,6 @@ class Place:
         script.write_text(f"{code}\n{tail}", encoding="utf-8")
         return Place(self.cwd, (sys.executable, str(script)))
 
-
     def ranks(self, count: int) -> Place:
         """The same, started as ranks by mpirun."""
         mpirun = Path(sys.executable).with_name("mpirun")

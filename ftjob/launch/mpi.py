@@ -19,6 +19,9 @@ from typing import Any
 from ftjob.errors import DEADLINE, ConfigError, WrongWorld
 from ftjob.link import BEAT_S, Beat, Message
 
+# Launchers pass on what was printed a little later, and an abort ends them at once.
+PRINT_S = 0.2
+
 
 class MpiLink:
     """The control messages of one rank over MPI, and the communicator for its tensors."""
@@ -100,6 +103,7 @@ class MpiLink:
             while not (met := request.Test()) and time.monotonic() < end:
                 time.sleep(0.002)
         if not met:
+            time.sleep(PRINT_S)
             self._mpi.COMM_WORLD.Abort(code)
         if code == 0:
             self.poll()  # MPI ends cleanly only where nothing is left unread

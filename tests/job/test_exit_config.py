@@ -60,8 +60,8 @@ def test_refused(place: Place, name: str) -> None:
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("world", [MPIRUN, OPEN_MPI, SRUN], ids=["pmi", "openmpi", "srun"])
-def test_two_ranks_are_refused(place: Place, world: dict[str, str]) -> None:
-    place("dataset.limit=2", env=world).expect(2, "2 ranks", "this version")
+def test_a_launcher_that_mpi_does_not_know(place: Place, world: dict[str, str]) -> None:
+    place("dataset.limit=2", env=world).expect(2, "rank 0 of 2", "rank 0 of 1", "--mpi")
     assert not list(place.cwd.iterdir())
 
 

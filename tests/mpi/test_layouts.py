@@ -88,7 +88,7 @@ def check(run: Path, layout: Layout) -> None:
 def test_the_layouts_are_all_there() -> None:
     assert len(THREADS) == 17
     assert HEADS % 4 == 0
-    assert VOCAB % 2 and LAYERS % 2, "they shall not divide evenly"
+    assert (VOCAB % 2, LAYERS % 2) == (1, 1), "they shall not divide evenly"
 
 
 @pytest.mark.parametrize("layout", THREADS, ids=str)
