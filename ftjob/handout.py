@@ -7,33 +7,32 @@ there and tells when the answers are on disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from ftjob.batching import Chunk, chunks
-from ftjob.feed import Feed
-from ftjob.job import Job
+from ftjob.config.groups import BatchConfig
 from ftjob.link import Done, Link, Work
+from ftjob.plan import Plan
+from ftjob.tasks.base import ScoreRequest
 
 
 class Handout:
     """Chunks in flight, by replica."""
 
-    def __init__(self, job: Job, feed: Feed, link: Link) -> None:
-        self._link, self._feed = link, feed
-        self._ahead = job.plan.pipeline + 1
-        self._ranks = [job.plan.ranks_of_replica(d) for d in range(job.plan.data)]
+    def __init__(
+        self, plan: Plan, batch: BatchConfig, requests: Iterable[ScoreRequest], link: Link
+    ) -> None:
+        self._link = link
+        self._ahead = plan.pipeline + 1
+        self._ranks = [plan.ranks_of_replica(d) for d in range(plan.data)]
         self._flying: list[dict[int, Chunk]] = [{} for _ in self._ranks]
-        self._waiting = self._form(job)
-        self.ended = False
-
-    def _form(self, job: Job) -> Iterator[Chunk]:
-        batch = job.config.batch
-        return chunks(
-            self._feed.requests(),
+        self._waiting = chunks(
+            requests,
             window=batch.window,
-            max_tokens=job.plan.max_tokens,
+            max_tokens=plan.max_tokens,
             by_length=batch.order == "length",
         )
+        self.ended = False
 
     def step(self) -> None:
         """Fill every replica up, the emptiest first."""

@@ -78,7 +78,7 @@ class Rank:
             self.feed = Feed(
                 job, folder, self.task, identity, done, phases, link, self._refuse_rows
             )
-            self.handout = Handout(job, self.feed, link)
+            self.handout = Handout(job.plan, job.config.batch, self.feed.requests(), link)
             self.progress = Progress(None, len(done), job.config.run.progress_s)
 
     def run(self) -> Cause | None:

@@ -145,6 +145,12 @@ def _work(
     journal = JournalWriter(folder, phases.rank, phases.attempt, identity, history.fences)
     rank = Rank(job, folder, journal, history.keys(), identity, log, phases, signals, link)
     cause = rank.run()
+    newest = max(folder.attempts())
+    if newest > phases.attempt:  # we were thought dead; what we say now would contradict it
+        message = f"attempt {newest} began there meanwhile: it goes on, and makes the report"
+        cause = Cause(ResumeRefused.code, message, link.rank, phase="merge")
+        rank.status.write(cause, cause.code)
+        raise ResumeRefused(f"run.dir={folder.path}: {message}.")
     with phases.phase("merge"), link.keepalive():
         if cause is not None:
             rank.status.write(cause, cause.code)
