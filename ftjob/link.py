@@ -122,8 +122,7 @@ class Link(Protocol):
         """Send without waiting. Messages to one rank arrive in order."""
 
     def poll(self) -> list[tuple[int, Message]]:
-        """What has arrived, oldest first, with the sender; signs of life are counted and left
-        out, but for what they say."""
+        """What has arrived, oldest first, with the sender."""
 
     def beat(self, stuck_s: float | None) -> None:
         """Send a sign of life if one is due: rank 0 to all, the others to rank 0."""

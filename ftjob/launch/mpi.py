@@ -57,9 +57,7 @@ class MpiLink:
                 late.append((source, request, body))
                 continue
             self._heard[source] = time.monotonic()
-            message = self._mpi.pickle.loads(body)
-            if not isinstance(message, Beat) or message.stuck_s is not None:
-                found.append((source, message))
+            found.append((source, self._mpi.pickle.loads(body)))
         self._coming = late
         return found
 

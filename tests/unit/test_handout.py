@@ -1,4 +1,4 @@
-"""Rank 0's hand-out: one chunk ahead, to who has least to do, to all ranks of a replica in order."""
+"""Rank 0's hand-out: one chunk ahead, to who has least to do, to all ranks in one order."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_nothing_is_lost_and_the_end_is_seen() -> None:
 
 
 def work_done(speeds: list[float], rows: int) -> tuple[list[float], list[int]]:
-    """Play a run with replicas of these speeds, in tokens/s; when each was last busy, its tokens."""
+    """Play a run of replicas of these tokens/s: when each was last busy, and its tokens."""
     wire = Wire()
     handout = Handout(plan(1, 1, len(speeds), max_tokens=300), BATCH, requests(rows), wire)
     free, tokens = [0.0] * len(speeds), [0] * len(speeds)
