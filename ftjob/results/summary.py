@@ -167,6 +167,7 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
     plan = read_json_file(folder.file("plan.json"))
     ranks = status["ranks"]
     phases, devices = with_stages(ranks)
+    bubble = pipeline_facts(ranks, plan["model"], wanted_share(config.dataset))
     last, summary = ranks[-1], score.summary
     # an attempt that died early has not seen the data set; one before it may have
     dataset = max((s["dataset"] for s in ranks), key=lambda d: int(d["total"]))
@@ -213,7 +214,7 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
         },
         "expect": expect,
         "throughput": throughput(ranks),
-        "pipeline": pipeline_facts(ranks, plan["model"], wanted_share(config.dataset)),
+        **({"pipeline": bubble} if bubble else {}),
         "phases": phases,
         "devices": devices,
         "attempts": [

@@ -213,7 +213,8 @@ def micro_batches(results: Mapping[str, Any]) -> str:
     if not counts:
         return ""
     least, most = number(min(counts)), number(max(counts))
-    each = f"{least if least == most else f'{least} to {most}'} micro-batch{'es' if max(counts) != 1 else ''}"
+    word = "micro-batch" if most == "1" else "micro-batches"
+    each = f"{least} {word}" if least == most else f"{least} to {most} {word}"
     return each if len(counts) == 1 else f"{each} a replica"
 
 

@@ -167,7 +167,10 @@ def timeline(results: Mapping[str, Any]) -> Markup:
     spoken = f"Time line of {n} lanes over {duration(end)}. The table of phases has the numbers."
     note = "Faded bars were cut off. " if any(span["cut"] for span in spans) else ""
     note += f"{MAX_LANES} of {n} lanes are drawn." if drawn < n else ""
-    staged = " staged" if any(span.get("stage") is not None for span in spans) else ""
+    staged = ""
+    if any(span.get("stage") is not None for span in spans):
+        staged = " staged"
+        note += " Gaps shorter than about 0.2 % of the time before them are not drawn."
     return Markup(
         f'{_legend(spans)}<div class="timeline" role="img" aria-label="{spoken}">'
         f'<svg class="names{staged}" height="{y + 4}">{"".join(names)}</svg>'

@@ -136,13 +136,14 @@ def pipeline(results: Mapping[str, Any]) -> Table:
         for stage in records(bubble, "each")
     ]
     if rows:
-        rows.append(["all", "", share(bubble.get("bubble")), share(bubble.get("predicted"))])
+        rows.append(["all", MISSING, share(bubble.get("bubble")), share(bubble.get("predicted"))])
     note = (
         f"{micro_batches(results)}. Idle is the share of time without work of its own, from a "
-        "replica's first batch to its last. Predicted for devices of equal speed that share "
-        "nothing: what filling, draining and stages of unequal work cost."
+        "replica's first batch to its last. Predicted is what filling, draining and stages of "
+        "unequal work cost on devices that share no cores."
     )
-    return Table("Pipeline bubble", ["Stage", "Layers", "Idle", "Predicted"], rows, note)
+    columns = ["Stage", "Layers", "Idle, measured", "Idle, predicted"]
+    return Table("Pipeline bubble", columns, rows, note)
 
 
 def phases(results: Mapping[str, Any]) -> Table:
