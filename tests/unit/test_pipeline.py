@@ -183,6 +183,12 @@ def test_stages_on_several_ranks_are_one_pipeline() -> None:
     assert facts(status(0, 0, {0: 0}), status(1, 0, {0: 1})) == facts(WHOLE)
 
 
+def test_the_devices_of_a_tensor_group_share_their_stage() -> None:
+    second = status(0, 0, {2: 0, 3: 1}, tensor=1)
+    group = WHOLE | {k: WHOLE[k] + second[k] for k in ("devices", "phases")}
+    assert facts(group) == facts(WHOLE)
+
+
 def test_replicas_and_attempts_are_counted_together() -> None:
     second = status(1, 0, {0: 0, 1: 1}, chunks=2, data=1)
     assert facts(WHOLE, second)["micro_batches"] == [4, 2]
@@ -201,11 +207,13 @@ def test_what_never_was_a_pipeline_has_no_bubble() -> None:
     died["phases"] = []
     nothing = status(0, 1, {0: 0, 1: 1}, chunks=0)
     lost = status(0, 1, {0: 0})
+    headless = status(0, 1, {0: 0, 1: 1}, last=False)  # the third stage's rank left no word
     bare = {"rank": 0, "attempt": 1, "devices": [], "phases": []}
-    for ranks in ([], [alone], [alone, died], [nothing], [lost], [bare], [status(1, 0, {0: 1})]):
+    tail = status(1, 0, {0: 1})
+    for ranks in ([], [alone], [alone, died], [nothing], [lost], [bare], [tail], [headless]):
         assert facts(*ranks) == {}
-        assert facts(*ranks, WHOLE | {"attempt": 7}).get("stages", 2) == 2
-    for other in (died, nothing, lost, bare):
+        assert facts(*ranks, WHOLE | {"attempt": 7})["micro_batches"] == [4]
+    for other in (died, nothing, lost, bare, headless):
         assert facts(WHOLE, other) == facts(WHOLE)
 
 
