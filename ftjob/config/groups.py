@@ -103,8 +103,8 @@ class BatchConfig:
 
     max_tokens: Literal["auto"] | int = key(
         "auto",
-        "tokens in one batch; auto is 2048 on CPU, 16384 on GPU, and for a pipeline that by its "
-        "stages, down to 512 and 2048",
+        "tokens in one batch; auto is 2048 on CPU, 16384 on GPU, divided by the pipeline's stages "
+        "but at least 512 and 2048",
         rule=at_least(1),
     )
     window: int = key(16384, "rows sorted by length at a time", rule=at_least(1))
