@@ -24,11 +24,11 @@ THREADS: list[Layout] = [
 # ranks, devices of a node, layout: chosen so that every pair of tensor, pipeline and data comes
 # together, and that tensor groups and pipes lie within ranks, across them, and half and half
 RANKS: dict[str, tuple[int, str, Layout]] = {
-    "a tensor group over two ranks": (2, "1", (2, 1, 1)),
+    "a tensor group over four ranks": (4, "1", (4, 1, 1)),
     "stages on two ranks": (2, "2", (2, 2, 1)),
     "tensor groups within and across ranks": (2, "3", (2, 1, 3)),
     "unequal nodes": (2, "[2,1]", (1, 1, 3)),
-    "everything across four ranks": (4, "1", (2, 2, 1)),
+    "tensor groups and stages across four ranks": (4, "1", (2, 2, 1)),
     "replicas of stages over four ranks": (4, "1", (1, 2, 2)),
 }
 
