@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from eval.kills.render import render_kills
 from eval.record import REPORTS, read_raw
 
 SUITES = Path(__file__).resolve().parent / "suites"
@@ -16,7 +17,8 @@ SUITES = Path(__file__).resolve().parent / "suites"
 def render(name: str) -> str:
     """The report of reports/raw/NAME.json as Markdown."""
     raw = read_raw(name)
-    return render_suite(name, raw) if raw["kind"] == "suite" else render_bench(name, raw)
+    renderers = {"suite": render_suite, "bench": render_bench, "kills": render_kills}
+    return renderers[raw["kind"]](name, raw)
 
 
 def render_suite(name: str, raw: dict[str, Any]) -> str:
