@@ -31,8 +31,8 @@ TEXT = [
     "`compare`, every row once, each journal whole up to a torn last line, each attempt's code in "
     "results.json.",
     "",
-    "Struck: `rank`, one rank's process, and mpirun ends the others; `rank, alone`, the same where "
-    "mpirun leaves the others alone, so that they must notice by themselves (run.deadline_s="
+    "Struck: `rank`, one rank's process, and mpirun ends the others; `rank, alone`, the same while "
+    "mpirun is frozen, so that the others must notice by themselves (run.deadline_s="
     f"{DEADLINE_S:g}); `launcher`, mpirun's own process; `all`, every process at once, as a lost "
     "node looks. Phases, rows done and rows in flight are what the disk showed at the kill: in "
     "flight are the rows of chunks that were handed out and not journaled. A layout is ranks x "

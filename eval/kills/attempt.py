@@ -120,8 +120,6 @@ class Attempt:
         arguments: Sequence[str],
         missing: int,
         output: Path,
-        *,
-        clean_up: bool = True,
     ) -> None:
         self.run, self.layout, self.missing = run, layout, missing
         self.word = secrets.token_hex(8)
@@ -129,7 +127,7 @@ class Attempt:
         self.started = time.monotonic()
         with output.open("wb") as file:
             self.process = subprocess.Popen(
-                command(layout.ranks, [*arguments, *layout.overrides], clean_up=clean_up),
+                command(layout.ranks, [*arguments, *layout.overrides]),
                 env=environment() | {VARIABLE: self.word},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -140,7 +138,7 @@ class Attempt:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._signal(processes(self.word))
+        self._signal(processes(self.word), signal.SIGKILL)
         self.process.kill()
         self.process.wait()
 
@@ -177,15 +175,27 @@ class Attempt:
             time.sleep(min(rest, WATCH_S))
         if self.process.poll() is not None:
             return None
-        self._signal(victims)
+        frozen = self._launcher() if shot.victim == "rank, alone" else []
+        self._signal(frozen, signal.SIGSTOP)
+        self._signal(victims, signal.SIGKILL)
         struck = time.monotonic()
         sizes = journal_sizes(self.run)
         seen = self.view.samples, self.view.report
-        while self.process.poll() is None or processes(self.word):
+        while self._lives(frozen):
             if time.monotonic() - struck > gone_limit_s:
                 return Kill(sizes, *seen, gone_s=None)
             time.sleep(GONE_S)
         return Kill(sizes, *seen, gone_s=time.monotonic() - struck)
+
+    def _lives(self, frozen: Sequence[Process]) -> bool:
+        """Whether a process of the job lives; one that we froze ourselves does not count."""
+        if not frozen:
+            return self.process.poll() is None or bool(processes(self.word))
+        return bool({p.pid for p in processes(self.word)} - {p.pid for p in frozen})
+
+    def _launcher(self) -> list[Process]:
+        """mpirun and its proxies."""
+        return [p for p in processes(self.word) if p.rank is None]
 
     def _has_come(self, shot: Shot) -> bool:
         """Whether the shot's moment can be seen on disk."""
@@ -220,9 +230,9 @@ class Attempt:
         return [p for p in living if p.rank == shot.rank][:1]
 
     @staticmethod
-    def _signal(victims: Sequence[Process]) -> None:
-        for victim in victims:
+    def _signal(struck: Sequence[Process], number: signal.Signals) -> None:
+        for process in struck:
             try:
-                os.kill(victim.pid, signal.SIGKILL)
+                os.kill(process.pid, number)
             except ProcessLookupError:
                 continue  # it was quicker

@@ -13,8 +13,8 @@ from typing import Any
 PHASES = ("load", "score", "merge", "report")
 PHASE_WEIGHTS = (5, 88, 3, 4)
 # Whom a kill strikes. "rank": one rank's process, and the launcher ends the others; "rank, alone":
-# the launcher leaves the others alone, which must notice by themselves; "launcher": mpirun's own
-# process; "all": every process at once, as a lost node or allocation looks.
+# the launcher is frozen meanwhile, so that the others must notice by themselves; "launcher":
+# mpirun's own process; "all": every process at once, as a lost node or allocation looks.
 VICTIMS = ("rank", "rank, alone", "launcher", "all")
 VICTIM_WEIGHTS = (45, 15, 10, 30)
 SECOND_KILL = 0.25

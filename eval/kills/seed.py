@@ -103,14 +103,12 @@ class Seed:
             self._judge([m["kill"]["phase"] for m in made if m["kill"]], made)
         return made
 
-    def _start(self, number: int, layout: Layout, *, clean_up: bool = True) -> Attempt:
+    def _start(self, number: int, layout: Layout) -> Attempt:
         done = self._done()
         missing = sum(r["error"] is None and r["index"] not in done for r in self.reference)
         arguments = overrides(self.work / "rows.jsonl", self.run_folder)
         output = self.folder / f"attempt{number}.txt"
-        return Attempt(
-            self.run_folder, number, layout, arguments, missing, output, clean_up=clean_up
-        )
+        return Attempt(self.run_folder, number, layout, arguments, missing, output)
 
     def _done(self) -> set[int]:
         return set(answered(read_journals(self.run_folder)))
@@ -118,7 +116,7 @@ class Seed:
     def _killed(self, number: int, layout: Layout, shot: Shot) -> Json:
         """One attempt up to its kill, if it was not over before."""
         before = self._done()
-        with self._start(number, layout, clean_up=shot.victim != "rank, alone") as attempt:
+        with self._start(number, layout) as attempt:
             kill = attempt.strike(shot, DEADLINE_S + GRACE_S)
             if kill is None:
                 return self._over(number, layout, attempt)

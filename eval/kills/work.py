@@ -71,10 +71,9 @@ def mpirun() -> str:
     return found
 
 
-def command(ranks: int, arguments: Sequence[str], *, clean_up: bool = True) -> list[str]:
-    """A job under mpirun; with `clean_up` the launcher ends all ranks when one is killed."""
-    alone = [] if clean_up else ["-disable-auto-cleanup"]
-    return [mpirun(), *alone, "-n", str(ranks), sys.executable, "-m", "ftjob", *arguments]
+def command(ranks: int, arguments: Sequence[str]) -> list[str]:
+    """A job under mpirun."""
+    return [mpirun(), "-n", str(ranks), sys.executable, "-m", "ftjob", *arguments]
 
 
 def make_reference(work: Path) -> Path:
