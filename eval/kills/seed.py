@@ -35,7 +35,7 @@ from ftjob.errors import DONE
 
 Json = dict[str, Any]
 # After the deadline: the devices give up, the report is written, the launcher ends its ranks.
-GRACE_S = 6.0
+GRACE_S = 8.0
 SUB_DRAWS = 8
 
 
