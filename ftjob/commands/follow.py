@@ -37,7 +37,8 @@ def follow(world: World) -> int:
         if isinstance(told, Start):
             limit_s = build(told.config).run.deadline_s
             cause = _work(world, told, link, signals)
-            told = None if cause is not None and cause.lost else await_leader(link, limit_s)
+            alone = cause is not None and cause.lost and cause.rank == 0
+            told = None if alone else await_leader(link, limit_s)
     except Exception as error:
         told = report_trouble(link, cause_of(error, world.rank, "prepare"), limit_s)
         if isinstance(told, Stop):
