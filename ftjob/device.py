@@ -23,7 +23,7 @@ from ftjob.checkpoint.load import FileSource, RandomSource, cut_tensors
 from ftjob.comm import Halted, Pulse
 from ftjob.comm.groups import Wires
 from ftjob.decode.scoring import score_chunk
-from ftjob.errors import BUG, Cause, ConfigError, JobError
+from ftjob.errors import BUG, Cause, ConfigError, JobError, PeerLost
 from ftjob.job import Job
 from ftjob.model.decoder import Stage
 from ftjob.plan import DeviceSpec, stage_tensors
@@ -183,6 +183,7 @@ class DeviceThread(threading.Thread):
             phase=self.phases.current() or "serve",
             request=request,
             traceback=None if known else traceback.format_exc(),
+            lost=isinstance(error, PeerLost),
         )
 
 

@@ -87,6 +87,12 @@ class DeadlinePassed(JobError):
     code = DEADLINE
 
 
+class PeerLost(JobError):
+    """MPI cannot reach another rank any more: that one is gone, and its word tells why."""
+
+    code = KILLED
+
+
 class Stopped(JobError):
     """A signal ended the run early; what was done is in the journal."""
 
@@ -100,7 +106,7 @@ class Cause:
     """The first thing that went wrong: what status.json, the log and the report show.
 
     `traceback` is kept for bugs only (code 1); a user's mistake needs none. `lost` says that
-    nothing was heard from the rank any more, so that what it left itself tells more.
+    a rank is gone, so that what that one left itself tells more.
     """
 
     code: int
@@ -130,7 +136,8 @@ class Cause:
 def cause_of(error: Exception, rank: int, phase: str) -> Cause:
     """The cause that an error of a rank's main thread is; a bug keeps its traceback."""
     if isinstance(error, JobError):
-        return Cause(error.code, str(error), rank, phase=phase)
+        lost = isinstance(error, PeerLost)
+        return Cause(error.code, str(error), rank, phase=phase, lost=lost)
     trace = "".join(traceback.format_exception(error))
     return Cause(BUG, f"{type(error).__name__}: {error}", rank, phase=phase, traceback=trace)
 

@@ -275,15 +275,22 @@ class Rank:
         if self.link.rank == 0:
             self.cause = close_all(self.link, known, self.limit_s)
             self.progress.close()
-        elif self.stop is None and known is not None and not known.lost:
+        elif self.stop is None and known is not None and not self.leaderless:
             told = report_trouble(self.link, known, self.limit_s)
-            self.cause = (told.cause if isinstance(told, Stop) else None) or known
+            self.stop = told if isinstance(told, Stop) else None
+            self.cause = (self.stop.cause if self.stop is not None else None) or known
         elif self.stop is not None and self.stop.cause is None and known is not None:
             self.link.send(0, Trouble(known))
         self.journal.close()
         if self.link.rank != 0:
             self.status.write(self.cause, self.cause.code if self.cause else DONE)
             self.link.send(0, Closed())
+
+    @property
+    def leaderless(self) -> bool:
+        """Whether this rank ended because it lost rank 0, which then tells nobody when to leave."""
+        cause = self.cause
+        return self.stop is None and cause is not None and cause.lost and cause.rank == 0
 
     def _refuse_rows(self, records: Sequence[dict[str, Any]]) -> None:
         """Journal rows that cannot be requests."""

@@ -18,6 +18,7 @@ import torch
 from ftjob.comm import Halted, Pulse
 from ftjob.comm.threads import Pipe
 from ftjob.comm.tree import Span
+from ftjob.errors import PeerLost
 
 IDLE_S = 0.0002
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)
@@ -57,10 +58,24 @@ def _finish(requests: Sequence[Any], pulse: Pulse) -> None:
     """Poll until all requests are complete."""
     waiting = list(requests)
     tries = 0
-    while waiting := [request for request in waiting if not request.Test()]:
+    while waiting := [request for request in waiting if not _complete(request)]:
         pulse()
         tries += 1
         time.sleep(0 if tries < 50 else IDLE_S)
+
+
+def _complete(request: Any) -> bool:
+    """Whether a request is complete.
+
+    Raises:
+        PeerLost: where MPI cannot complete it. A receiver may read the sender's memory, and finds
+            it gone before anybody has noticed.
+    """
+    try:
+        return bool(request.Test())
+    except RuntimeError as error:  # mpi4py's own is one
+        reason = str(error).splitlines()[-1]
+        raise PeerLost(f"another rank can no longer be reached: {reason}") from None
 
 
 @dataclass
@@ -108,7 +123,7 @@ class Courier(threading.Thread):
     def _step(self, lane: Lane) -> bool:
         """Move a lane on. False where there was nothing to do."""
         if lane.requests:
-            lane.requests = [request for request in lane.requests if not request.Test()]
+            lane.requests = [r for r in lane.requests if not _complete(r)]
             if lane.requests:
                 return False
             return lane.outgoing or self._received(lane)

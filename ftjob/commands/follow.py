@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ftjob.config import build
 from ftjob.ending import await_leader, lost_rank, report_trouble
-from ftjob.errors import Cause, CheckpointError, RunFolderError, WrongWorld, cause_of
+from ftjob.errors import CheckpointError, RunFolderError, WrongWorld, cause_of
 from ftjob.job import identity_hash, prepare
 from ftjob.launch.ranks import CONNECT_S, hello, open_link
 from ftjob.launch.signals import Signals
@@ -36,9 +36,8 @@ def follow(world: World) -> int:
         told = await_leader(link, limit_s)
         if isinstance(told, Start):
             limit_s = build(told.config).run.deadline_s
-            cause = _work(world, told, link, signals)
-            alone = cause is not None and cause.lost and cause.rank == 0
-            told = None if alone else await_leader(link, limit_s)
+            leaderless = _work(world, told, link, signals)
+            told = None if leaderless else await_leader(link, limit_s)
     except Exception as error:
         told = report_trouble(link, cause_of(error, world.rank, "prepare"), limit_s)
         if isinstance(told, Stop):
@@ -53,8 +52,8 @@ def follow(world: World) -> int:
     return told.code
 
 
-def _work(world: World, start: Start, link: Link, signals: Signals) -> Cause | None:
-    """Build this rank's part of the job and run it. Returns the cause that ended it."""
+def _work(world: World, start: Start, link: Link, signals: Signals) -> bool:
+    """Build this rank's part of the job and run it. Returns whether rank 0 was lost."""
     phases = Phases(world.rank, start.attempt, start.origin)
     set_thread_environment(start.sharing[world.rank], os.environ)
     with link.keepalive(), phases.phase("prepare"):
@@ -82,4 +81,4 @@ def _work(world: World, start: Start, link: Link, signals: Signals) -> Cause | N
         if cause.traceback:
             log.write("error", cause.traceback)
     log.close()
-    return cause
+    return rank.leaderless

@@ -8,6 +8,7 @@ and polled. Messages are pickles between the ranks of one job. `launch/ranks.py`
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 import threading
@@ -19,6 +20,7 @@ from typing import Any
 from ftjob.errors import DEADLINE, ConfigError, WrongWorld
 from ftjob.link import BEAT_S, Beat, Message
 
+GONE = -math.inf  # when a rank was heard of that cannot be reached any more
 # Launchers pass on what was printed a little later, and an abort ends them at once.
 PRINT_S = 0.2
 
@@ -41,25 +43,44 @@ class MpiLink:
         """Send without waiting; a message to oneself goes the same way."""
         body = self._mpi.pickle.dumps(message)
         with self._lock:
-            self._sent = [(r, b) for r, b in self._sent if not r.Test()]
+            self._sent = [(r, b) for r, b in self._sent if not self._complete(r)]
             self._sent.append((self._control.Isend(body, dest=to), body))
 
     def poll(self) -> list[tuple[int, Message]]:
         """What has arrived, oldest first; a long message may still be on its way."""
         status = self._mpi.Status()
-        while (mail := self._control.Improbe(status=status)) is not None:
+        while (mail := self._mail(status)) is not None:
             body = bytearray(status.Get_count(self._mpi.BYTE))
             self._coming.append((status.Get_source(), mail.Irecv(body), body))
         found: list[tuple[int, Message]] = []
         late: list[tuple[int, Any, bytearray]] = []
         for source, request, body in self._coming:
-            if any(source == other for other, *_ in late) or not request.Test():
+            if any(source == other for other, *_ in late) or not self._complete(request, source):
                 late.append((source, request, body))
+                continue
+            if self._heard[source] == GONE:
                 continue
             self._heard[source] = time.monotonic()
             found.append((source, self._mpi.pickle.loads(body)))
         self._coming = late
         return found
+
+    def _complete(self, request: Any, source: int | None = None) -> bool:
+        """Whether a request is over. MPI tells of a rank that has gone to whoever polls next; the
+        request itself has failed only where MPI freed it, and then `source` is not heard again."""
+        try:
+            return bool(request.Test())
+        except self._mpi.Exception:
+            if source is not None and not request:
+                self._heard[source] = GONE
+            return not request
+
+    def _mail(self, status: Any) -> Any:
+        """A message that has arrived, or None."""
+        try:
+            return self._control.Improbe(status=status)
+        except self._mpi.Exception:  # as above
+            return None
 
     def beat(self, stuck_s: float | None) -> None:
         """A sign of life each `BEAT_S`."""
