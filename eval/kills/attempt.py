@@ -185,6 +185,8 @@ class Attempt:
             if time.monotonic() - struck > gone_limit_s:
                 return Kill(sizes, *seen, gone_s=None)
             time.sleep(GONE_S)
+        if self.process.returncode == 0:  # it was quicker, and has ended well
+            return None
         return Kill(sizes, *seen, gone_s=time.monotonic() - struck)
 
     def _lives(self, frozen: Sequence[Process]) -> bool:

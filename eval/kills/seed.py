@@ -65,9 +65,9 @@ class Seed:
                 break
             except Missed:
                 self.missed += 1
-            except Damage as error:
+            except (Damage, OSError, ValueError, KeyError) as error:  # a folder that is not whole
                 attempts = []
-                self.problems.append(str(error))
+                self.problems.append(f"{type(error).__name__}: {error}")
                 break
         else:
             attempts = []
