@@ -85,9 +85,10 @@ def _read_in_place(
     size = out.element_size()
     steps = [math.prod(stored.shape[a + 1 :]) * size for a in range(len(region))]
     offset = stored.offset + sum(r.start * s for r, s in zip(region, steps, strict=True))
-    dense = out.reshape(1) if out.dim() == 0 else out.flatten(axis)
-    flat: Bytes = dense.view(torch.uint8).numpy()
-    return sum(_read_run(file, stored, run, at) for run, at in _runs(flat, offset, steps))
+    run = out[(0,) * axis].numel()
+    lines = out.as_strided((*out.shape[:axis], run), (*out.stride()[:axis], 1))
+    flat: Bytes = lines.view(torch.uint8).numpy()
+    return sum(_read_run(file, stored, part, at) for part, at in _runs(flat, offset, steps))
 
 
 def _runs(target: Bytes, offset: int, steps: Sequence[int]) -> Iterator[tuple[Bytes, int]]:
