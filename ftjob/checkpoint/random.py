@@ -15,7 +15,7 @@ import torch
 from ftjob.checkpoint.shard import Region
 
 # Elements made at a time: their int64 temporaries stay in the cache, and off fresh pages.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 def _wrap(value: int) -> int:

@@ -19,7 +19,7 @@ from ftjob.model.arch import Activation, Arch
 WeightFormat = Literal["float", "int8"]
 Kind = tuple[torch.dtype, torch.device]
 # Elements quantised at a time: the temporaries stay small beside the weights.
-_PIECE = 1 << 18
+_PIECE = 1 << 16
 
 
 def parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
