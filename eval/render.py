@@ -139,12 +139,12 @@ def render_load(name: str, raw: dict[str, Any]) -> str:
         "",
         f"Rendered by `python -m eval.render` from `raw/{name}.json`; made by `{raw['command']}` "
         f"on {raw['date']}, commit {raw['commit']}, {raw['cpu']}, {raw['cores']} cores, torch "
-        f"{raw['packages']['torch']}. Of {raw['rounds']} rounds the highest peak, the most bytes "
-        "and the shortest time.",
+        f"{raw['packages']['torch']}. Of {raw['rounds']} rounds the highest peak and the most "
+        "bytes.",
         "",
         "| weights | node | weights, MB | before, MB | peak, MB | peak / weights | "
-        "(peak - before) / weights | 1.2 kept | read / slices | seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "(peak - before) / weights | 1.2 kept | read / slices |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for case in raw["cases"]:
         megabytes = [f"{case[k] / 1e6:.0f}" for k in ("weight_bytes", "before_bytes", "peak_bytes")]
@@ -153,7 +153,7 @@ def render_load(name: str, raw: dict[str, Any]) -> str:
         lines.append(
             f"| {case['weights']} | {case['name']} | {' | '.join(megabytes)} | {whole:.3f} | "
             f"{added:.3f} | {'yes' if counted <= 1.2 else 'NO'}"
-            f"{', all included' if counted == whole else ''} | {read} | {case['seconds']:.1f} |"
+            f"{', all included' if counted == whole else ''} | {read} |"
         )
     return "\n".join(lines) + "\n"
 
