@@ -104,10 +104,10 @@ def render_bench(name: str, raw: dict[str, Any]) -> str:
         "",
         f"Rendered by `python -m eval.render` from `raw/{name}.json`; made by `{raw['command']}` "
         f"on {raw['date']}, commit {raw['commit']}, {raw['cpu']}, {raw['cores']} cores, torch "
-        f"{raw['packages']['torch']}, {raw['peers']}.",
+        f"{', '.join([raw['packages']['torch'], *raw['peers']])}.",
         "",
         f"| contender | accuracy | median seconds | {raw['unit']}, median | "
-        "ftjob's speed over it: median (lowest to highest) of the rounds |",
+        "speed of the first over it: median (lowest to highest) of the rounds |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in raw["contenders"]:

@@ -68,6 +68,9 @@ def _dispatch(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    world = importlib.import_module("ftjob.launch.world").detect_world(os.environ)
+    if world.rank > 0 and (command != "run" or HYDRA_FLAGS.intersection(arguments)):
+        return DONE  # what only prints is rank 0's to print
     module = importlib.import_module(COMMANDS[command][0])
     if command in ("report", "compare"):
         return int(module.main(arguments))

@@ -1,7 +1,8 @@
 """The body of a device thread: build its stage, fill it, warm up, then serve chunks.
 
-One thread a device, alive as long as the job. It speaks to the rank's main thread through two
-queues and a pulse, and never touches MPI, the journal or process-wide torch state.
+One thread a device, alive as long as the job. It gets chunks from the rank's main thread,
+activations from the stage before and hands its own to the stage after; it never touches MPI's
+control messages, the journal or process-wide torch state. Answers go to `rank`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch
 
 from ftjob.batching import Chunk
 from ftjob.checkpoint.load import FileSource, RandomSource, cut_tensors
-from ftjob.comm import Comm
+from ftjob.comm import Halted, Pulse
+from ftjob.comm.groups import Wires
 from ftjob.decode.scoring import score_chunk
 from ftjob.errors import BUG, Cause, ConfigError, JobError
 from ftjob.job import Job
@@ -42,11 +44,12 @@ class Ready:
 
 @dataclass(frozen=True)
 class Answered:
-    """The answers of a chunk, in its order, and the seconds it took."""
+    """The device is through with a chunk, in so many seconds of its own work. `scored` are the
+    answers, in the chunk's order, where this device is the one that gives them."""
 
     device: int
     chunk: Chunk
-    scored: list[Scored]
+    scored: list[Scored] | None
     seconds: float
 
 
@@ -66,19 +69,20 @@ class DeviceThread(threading.Thread):
     the rank's devices."""
 
     def __init__(
-        self, job: Job, spec: DeviceSpec, group: Comm, outbox: queue.Queue[Message], phases: Phases
+        self,
+        job: Job,
+        spec: DeviceSpec,
+        wires: Wires,
+        pulse: Pulse,
+        outbox: queue.Queue[Message],
+        phases: Phases,
     ) -> None:
         super().__init__(name=f"device{spec.local}", daemon=True)
-        self.job, self.spec, self.group, self.phases = job, spec, group, phases
+        self.job, self.spec, self.wires, self.phases = job, spec, wires, phases
         self.inbox: queue.Queue[Chunk | None] = queue.Queue()
-        self.outbox = outbox
-        self.last_pulse = time.monotonic()
+        self.outbox, self.pulse = outbox, pulse
         cuda = job.plan.machine.device == "cuda"
         self.device = torch.device("cuda", spec.local) if cuda else torch.device("cpu")
-
-    def pulse(self) -> None:
-        """A sign of life; the main thread ends the job when it stays away too long."""
-        self.last_pulse = time.monotonic()
 
     def run(self) -> None:
         """Serve until None comes; whatever goes wrong is told to the main thread."""
@@ -87,16 +91,14 @@ class DeviceThread(threading.Thread):
             cuda = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
             with cuda, torch.inference_mode():
                 stage = self._build()
-                self._warm_up(stage)
+                self._step(stage, self._first_chunk(), "warm-up")
                 self.outbox.put(Ready(self.spec.local, self._label(), _held_bytes(stage)))
                 while (serving := self.inbox.get()) is not None:
                     self.pulse()
-                    start = time.monotonic()
-                    with self.phases.phase("score", self.spec.local), self._memory_error():
-                        scored = score_chunk(stage, serving, self.device, self.pulse)
-                    self.outbox.put(
-                        Answered(self.spec.local, serving, scored, time.monotonic() - start)
-                    )
+                    scored, seconds = self._step(stage, serving, "score")
+                    self.outbox.put(Answered(self.spec.local, serving, scored, seconds))
+        except Halted:
+            pass  # the main thread knows why
         except BaseException as error:
             self.outbox.put(Failed(self.spec.local, self._cause(error, serving)))
 
@@ -110,7 +112,7 @@ class DeviceThread(threading.Thread):
                 range(spec.first_layer, spec.last_layer),
                 job.config.model.weights,
                 (dtype, self.device),
-                self.group,
+                self.wires.group,
                 first=spec.first,
                 last=spec.last,
             )
@@ -131,14 +133,26 @@ class DeviceThread(threading.Thread):
                 raise ValueError(f"parameters never filled: {sorted(missing)}")
         return stage
 
-    def _warm_up(self, stage: Stage) -> None:
-        """Run one small batch, so that libraries start outside of the measured time."""
-        with self.phases.phase("warm-up", self.spec.local), self._memory_error():
-            ids = [i % self.job.source.arch.vocab for i in range(8)]
-            row = Row(0, 0, b"", "")
-            score_chunk(
-                stage, Chunk(0, (ScoreRequest(row, "", ids, 7, 7),)), self.device, self.pulse
-            )
+    def _first_chunk(self) -> Chunk:
+        """A small batch, so that libraries start outside of the measured time."""
+        ids = [i % self.job.source.arch.vocab for i in range(8)]
+        return Chunk(-1, (ScoreRequest(Row(0, 0, b"", ""), "", ids, 7, 7),))
+
+    def _step(self, stage: Stage, chunk: Chunk, phase: str) -> tuple[list[Scored] | None, float]:
+        """One chunk from the stage before to the one after; the answers on the device that gives
+        them, and the seconds without the wait for the stage before."""
+        wires, before = self.wires, None
+        if wires.before is not None:
+            before = wires.before.take(chunk.sequence, self.pulse)
+        start = time.monotonic()
+        with self.phases.phase(phase, self.spec.local), self._memory_error():
+            found = score_chunk(stage, chunk, self.device, self.pulse, before)
+        seconds = time.monotonic() - start
+        if isinstance(found, torch.Tensor):
+            assert wires.after is not None
+            wires.after.put(chunk.sequence, found, self.pulse)
+            return None, seconds
+        return (found if self.spec.answers else None), seconds
 
     @contextmanager
     def _memory_error(self) -> Iterator[None]:
@@ -164,6 +178,7 @@ class DeviceThread(threading.Thread):
         return Cause(
             code=error.code if isinstance(error, JobError) else BUG,
             message=str(error) if known else f"{type(error).__name__}: {error}",
+            rank=self.spec.rank,
             device=self.spec.local,
             phase=self.phases.current() or "serve",
             request=request,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import signal
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -52,6 +53,10 @@ class ConfigError(JobError):
     code = CONFIG_REFUSED
 
 
+class WrongWorld(ConfigError):
+    """MPI and the launcher disagree about the ranks; every rank finds so by itself."""
+
+
 class CheckpointError(JobError):
     """A checkpoint or tokenizer is absent, damaged or does not fit the model."""
 
@@ -94,7 +99,8 @@ class Stopped(JobError):
 class Cause:
     """The first thing that went wrong: what status.json, the log and the report show.
 
-    `traceback` is kept for bugs only (code 1); a user's mistake needs none.
+    `traceback` is kept for bugs only (code 1); a user's mistake needs none. `lost` says that
+    nothing was heard from the rank any more, so that what it left itself tells more.
     """
 
     code: int
@@ -104,6 +110,7 @@ class Cause:
     phase: str | None = None
     request: str | None = None
     traceback: str | None = None
+    lost: bool = False
 
     def __str__(self) -> str:
         where = [f"rank {self.rank}"]
@@ -118,6 +125,14 @@ class Cause:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+
+def cause_of(error: Exception, rank: int, phase: str) -> Cause:
+    """The cause that an error of a rank's main thread is; a bug keeps its traceback."""
+    if isinstance(error, JobError):
+        return Cause(error.code, str(error), rank, phase=phase)
+    trace = "".join(traceback.format_exception(error))
+    return Cause(BUG, f"{type(error).__name__}: {error}", rank, phase=phase, traceback=trace)
 
 
 def nearest(word: str, legal: Iterable[str]) -> str:

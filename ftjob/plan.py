@@ -55,6 +55,11 @@ class DeviceSpec:
     weight_bytes: int
     cache_bytes_per_token: int
 
+    @property
+    def answers(self) -> bool:
+        """Whether this device gives its replica's answers; its tensor group has the same ones."""
+        return self.last and self.tensor == 0
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -71,6 +76,10 @@ class Plan:
     def of_rank(self, rank: int) -> list[DeviceSpec]:
         """The devices of one rank, in local order."""
         return sorted((d for d in self.devices if d.rank == rank), key=lambda d: d.local)
+
+    def ranks_of_replica(self, replica: int) -> list[int]:
+        """The ranks that have devices of a replica, in order."""
+        return sorted({d.rank for d in self.devices if d.data == replica})
 
     def rows_that_fit(self, tokens_per_row: int) -> int:
         """Rows of that length whose cache fits beside weights and workspace, on every device."""

@@ -1,56 +1,43 @@
-"""One rank: starts its device threads, hands out chunks, writes the journal, fails as one.
+"""One rank: runs its device threads, journals their answers, and ends with all others.
 
-The main thread alone handles signals, files and time; the devices only compute. It polls, so that
-a signal or a silent device is noticed within a tenth of a second. The records it journals go to
+The main thread alone handles signals, messages, files and time; the devices only compute. It polls,
+so that a signal, a silent device or a lost rank is noticed. Rank 0 besides hands out the chunks
+(`handout`) and decides when the job ends (`ending`). The records journaled here go to
 `results.summary`.
 """
 
 from __future__ import annotations
 
-import os
 import queue
-import socket
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from collections.abc import Sequence
 from typing import Any
 
-from ftjob.batching import Chunk, chunks
-from ftjob.comm import Solo
-from ftjob.device import Answered, DeviceThread, Failed, Message, Ready
-from ftjob.errors import Cause, DeadlinePassed, JobError, ResumeRefused
+from ftjob.comm import Pulse
+from ftjob.comm.groups import Wiring
+from ftjob.device import DeviceThread, Failed, Message, Ready
+from ftjob.ending import close_all, lost_rank, patience, report_trouble
+from ftjob.errors import BUG, DEADLINE, DONE, Cause, cause_of
+from ftjob.feed import Feed
+from ftjob.handout import Handout
 from ftjob.job import Job
 from ftjob.launch.signals import Signals
-from ftjob.results.folder import RunFolder, write_json
+from ftjob.link import Asked, Beat, Closed, Done, Link, Stop, Trouble, Work
+from ftjob.results.folder import RunFolder
 from ftjob.results.journal import JournalWriter
+from ftjob.status import DeviceState, RankStatus
 from ftjob.tasks import make_task
-from ftjob.tasks.base import KeyMaker, Row, ScoreRequest
-from ftjob.tasks.rows import RowSource
 from ftjob.telemetry import Phases, Progress, RunLog
 
-POLL_S = 0.05
+# Seconds between two looks around: for one rank alone, and where messages come.
+POLL_S, POLL_MESSAGES_S = 0.05, 0.005
 HEARTBEAT_S = 5.0
-# Chunks a device may hold: the one it computes and the next, so that it never waits for us.
-AHEAD = 2
-
-
-@dataclass
-class DeviceState:
-    """What the main thread knows of a device."""
-
-    thread: DeviceThread
-    name: str = ""
-    weight_bytes: int = 0
-    held: list[Chunk] = field(default_factory=list)
-    ready: bool = False
-    rows: int = 0
-    tokens: int = 0
-    busy_s: float = 0.0
+GIVE_UP_S = 0.5
 
 
 class Rank:
-    """One attempt of one rank over one dataset."""
+    """One attempt of one rank. `done` are the keys answered before; only rank 0 needs them."""
 
     def __init__(
         self,
@@ -62,247 +49,254 @@ class Rank:
         log: RunLog,
         phases: Phases,
         signals: Signals,
+        link: Link,
     ) -> None:
-        self.job, self.folder, self.journal = job, folder, journal
-        self.log, self.phases, self.identity, self.signals = log, phases, identity, signals
-        self.already, self.unseen = len(done), set(done)
+        self.job, self.journal, self.log, self.link = job, journal, log, link
+        self.phases, self.signals = phases, signals
+        self.limit_s = job.config.run.deadline_s
         self.task = make_task(job.config.dataset)
-        self.source = RowSource(job.config.dataset)
-        self.rows = self.failed = 0
-        self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.next_heartbeat = 0.0
         self.outbox: queue.Queue[Message] = queue.Queue()
-        group = Solo()
+        self.halt = threading.Event()
+        specs = job.plan.of_rank(link.rank)
+        pulses = {spec.local: Pulse(self.halt) for spec in specs}
+        self.wiring = Wiring(
+            job.plan, link.rank, pulses, link.data, Pulse(self.halt), job.source.arch.hidden
+        )
+        wires = self.wiring.wires
         self.devices = [
-            DeviceState(DeviceThread(job, spec, group, self.outbox, phases))
-            for spec in job.plan.of_rank(phases.rank)
+            DeviceState(DeviceThread(job, s, wires[s.local], pulses[s.local], self.outbox, phases))
+            for s in specs
         ]
-        self.progress = Progress(None, self.already, job.config.run.progress_s)
+        self.status = RankStatus(folder, phases, self.devices)
+        self.next_heartbeat = 0.0
+        self.stuck: dict[int, float | None] = {}
+        self.served: set[int] = set()  # ranks known to be past their start
+        self.stop: Stop | None = None
+        self.cause: Cause | None = None
+        self.asked = False
+        if link.rank == 0:
+            self.feed = Feed(
+                job, folder, self.task, identity, done, phases, link, self._refuse_rows
+            )
+            self.handout = Handout(job.plan, job.config.batch, self.feed.requests(), link)
+            self.progress = Progress(None, len(done), job.config.run.progress_s)
 
     def run(self) -> Cause | None:
-        """Score every row that is missing. None when done, else why not."""
+        """Work until all rows are done or the job has a cause to end, which is returned. Then the
+        journal is closed; rank 0 leaves its status to the caller, who has a report to write."""
         try:
-            self.write_status(None)
+            self.status.write(None, None)
             for device in self.devices:
                 device.thread.start()
-            self._serve()
-            return None
-        except JobError as error:
-            return Cause(error.code, str(error), self.phases.rank, phase=self.phases.current())
-        except _DeviceFailed as error:
-            return error.cause
-        finally:
-            self.progress.close()
-            self.signals.restore()
+            if self.wiring.courier is not None:
+                self.wiring.courier.start()
+            while self.stop is None:
+                self._turn()
+            self.cause = self.stop.cause
+        except Exception as error:
+            self.cause = self._cause_of(error)
+        self._finish_devices()
+        self._end_as_one()
+        return self.cause
 
-    def _serve(self) -> None:
-        """Hand out chunks and journal answers until all rows are done."""
-        waiting = self._chunks()
-        ended = False
-        while True:
-            if not ended and not self.signals.draining:
-                ended = self._hand_out(waiting)
-            if self.signals.interrupted:
+    def _turn(self) -> None:
+        """One look at everything."""
+        for source, message in self.link.poll():
+            self._receive(source, message)
+        if self.link.rank == 0:
+            self._lead()
+        elif self.signals.first is not None and not self.asked:
+            self.asked = True
+            self.link.send(0, Asked(self.signals.first))
+        if self.stop is not None:
+            return
+        self._collect()
+        self._check_devices()
+        self._check_ranks()
+        self.link.beat(self._stuck_s())
+        if time.monotonic() >= self.next_heartbeat:
+            self.next_heartbeat = time.monotonic() + HEARTBEAT_S
+            self.status.write(None, None)
+
+    def _lead(self) -> None:
+        """Rank 0: hand out, and see whether the end has come."""
+        if self.signals.interrupted:
+            raise self.signals.stopped()
+        if not self.signals.draining:
+            self.handout.step()
+            self.status.dataset = self.feed.name, self.feed.total
+            if self.feed.exhausted:
+                self.progress.set_total(self.feed.wanted)
+        if self.handout.idle:
+            if self.signals.draining:
                 raise self.signals.stopped()
-            if not any(d.held for d in self.devices):
-                if self.signals.draining:
-                    raise self.signals.stopped()
-                if ended:
-                    break
-            self._collect()
-        for device in self.devices:
-            device.thread.inbox.put(None)
-        for device in self.devices:
-            device.thread.join(self.job.config.run.deadline_s)
+            if self.handout.ended:
+                self.stop = Stop(None)
 
-    def _hand_out(self, waiting: Iterator[Chunk]) -> bool:
-        """Fill every device's inbox, the emptiest first. True when no chunk is left."""
-        while True:
-            device = min(self.devices, key=lambda d: (len(d.held), sum(c.tokens for c in d.held)))
-            if len(device.held) >= AHEAD:
-                return False
-            chunk = next(waiting, None)
-            if chunk is None:
-                return True
-            if not device.held:
-                device.thread.pulse()  # it was idle: its silence was ours
-            device.held.append(chunk)
-            device.thread.inbox.put(chunk)
+    def _receive(self, source: int, message: object) -> None:
+        """Act on a message; one that says nothing to this rank is a bug of ours."""
+        match message:
+            case Work():
+                self.served.add(source)
+                for device in self.devices:
+                    if device.thread.spec.data == message.replica:
+                        if not device.held:
+                            device.thread.pulse.rest()
+                        device.held.append(message.chunk.sequence)
+                        device.thread.inbox.put(message.chunk)
+            case Done():
+                self.served.add(source)
+                self.handout.done(message)
+                self.progress.add(message.rows, message.tokens, 0)
+            case Beat():
+                self.stuck[source] = message.stuck_s
+            case Asked():
+                self.signals.note(message.signal)
+            case Trouble():
+                raise _Ended(message.cause)
+            case Stop():
+                self.stop = message
+            case _:
+                raise RuntimeError(f"rank {source} sent {type(message).__name__} out of turn")
 
     def _collect(self) -> None:
-        """Wait a moment for news from the devices, and act on it."""
+        """Wait a moment for news from the devices, and act on all there is."""
+        pause = POLL_MESSAGES_S if self.link.size > 1 else POLL_S
         try:
-            message = self.outbox.get(timeout=POLL_S)
+            message = self.outbox.get(timeout=pause)
+            while True:
+                self._heard(message)
+                message = self.outbox.get_nowait()
         except queue.Empty:
-            message = None
+            pass
+
+    def _heard(self, message: Message) -> None:
+        """Act on a device's news: journal the answers, then tell rank 0."""
+        device = self.devices[message.device]
         if isinstance(message, Failed):
-            raise _DeviceFailed(message.cause)
+            raise _Ended(message.cause)
         if isinstance(message, Ready):
-            device = self.devices[message.device]
             device.ready, device.name = True, message.name
             device.weight_bytes = message.weight_bytes
-            self._check_weight_bytes(message)
-            self.log.write(
-                "info",
-                f"{message.name}: {message.weight_bytes} bytes of weights",
-                device=message.device,
-                phase="load",
-            )
-        if isinstance(message, Answered):
-            self._answered(message)
-        self._check_alive()
-        if time.monotonic() >= self.next_heartbeat:
-            self.write_status(None)
-
-    def _check_weight_bytes(self, ready: Ready) -> None:
-        """An ignored split would show here: a device must hold just what the plan says."""
-        spec = self.devices[ready.device].thread.spec
-        if ready.weight_bytes != spec.weight_bytes:
-            raise _DeviceFailed(
-                Cause(
-                    1,
-                    f"holds {ready.weight_bytes} bytes of weights, the plan "
-                    f"says {spec.weight_bytes}",
-                    device=ready.device,
-                    phase="load",
-                )
-            )
-
-    def _check_alive(self) -> None:
-        limit = self.job.config.run.deadline_s
-        for device in self.devices:
-            silent = time.monotonic() - device.thread.last_pulse
-            if (device.held or not device.ready) and silent > limit:
-                raise _DeviceFailed(
-                    Cause(
-                        DeadlinePassed.code,
-                        f"no sign of life for {limit:g} s (run.deadline_s)",
-                        self.phases.rank,
-                        device.thread.spec.local,
-                        "score" if device.ready else "load",
-                    )
-                )
-
-    def _answered(self, message: Answered) -> None:
-        device, chunk = self.devices[message.device], message.chunk
-        device.held.remove(chunk)
+            self._check_weight_bytes(device)
+            text = f"{message.name}: {message.weight_bytes} bytes of weights"
+            self.log.write("info", text, device=message.device, phase="load")
+            return
+        chunk = message.chunk
+        device.held.remove(chunk.sequence)
         device.rows += len(chunk.requests)
         device.tokens += chunk.tokens
         device.busy_s += message.seconds
-        records = [
-            self.task.record(r, s, self.job.tokenizer)
-            for r, s in zip(chunk.requests, message.scored, strict=True)
-        ]
+        if message.scored is not None:
+            records = [
+                self.task.record(r, s, self.job.tokenizer)
+                for r, s in zip(chunk.requests, message.scored, strict=True)
+            ]
+            self.journal.append(records)
+            self.status.rows += len(records)
+            replica = device.thread.spec.data
+            self.link.send(0, Done(replica, chunk.sequence, len(records), chunk.tokens))
+
+    def _check_weight_bytes(self, device: DeviceState) -> None:
+        """An ignored split would show here: a device must hold just what the plan says."""
+        planned = device.thread.spec.weight_bytes
+        if device.weight_bytes != planned:
+            message = f"holds {device.weight_bytes} bytes of weights, the plan says {planned}"
+            raise _Ended(self._of_device(BUG, message, device))
+
+    def _check_devices(self) -> None:
+        """A device that neither gives a sign of life nor waits for another one ends the job."""
+        for device in self.devices:
+            silent = device.thread.pulse.silent_s
+            if (device.held or not device.ready) and silent > self.limit_s:
+                message = f"no sign of life for {self.limit_s:g} s (run.deadline_s)"
+                raise _Ended(self._of_device(DEADLINE, message, device))
+        courier = self.wiring.courier
+        if courier is not None and courier.error is not None:
+            raise courier.error
+
+    def _check_ranks(self) -> None:
+        """Rank 0 watches all others, they watch rank 0; and nobody waits in a ring for ever."""
+        for rank in range(1, self.link.size) if self.link.rank == 0 else (0,):
+            draining = self.signals.draining and rank in self.served
+            if self.link.silent_s(rank) > patience(self.limit_s, draining):
+                raise _Ended(lost_rank(rank, self.limit_s, self._phase(), draining))
+        if self.link.rank == 0:
+            stuck = [s for s in (*self.stuck.values(), self._stuck_s()) if s is not None]
+            if stuck and min(stuck) > self.limit_s:
+                message = f"every device has waited for another one for {self.limit_s:g} s"
+                raise _Ended(Cause(DEADLINE, f"{message} (run.deadline_s)", phase=self._phase()))
+
+    def _stuck_s(self) -> float | None:
+        """How long all devices that have something to do have been waiting; None where none has."""
+        busy = [d.thread.pulse for d in self.devices if d.held or not d.ready]
+        return min((pulse.waiting_s for pulse in busy), default=None)
+
+    def _phase(self) -> str:
+        """What the rank is about, for a cause that is no device's."""
+        return "score" if all(d.ready for d in self.devices) else "load"
+
+    def _of_device(self, code: int, message: str, device: DeviceState) -> Cause:
+        phase = "score" if device.ready else "load"
+        return Cause(code, message, self.link.rank, device.thread.spec.local, phase)
+
+    def _cause_of(self, error: Exception) -> Cause:
+        """The cause that an error of this thread is."""
+        if isinstance(error, _Ended):
+            return error.cause
+        return cause_of(error, self.link.rank, self.phases.current() or self._phase())
+
+    def _finish_devices(self) -> None:
+        """Let the devices end and count their last work, or tell them to give up."""
+        if self.cause is not None:
+            self.halt.set()
+        for device in self.devices:
+            device.thread.inbox.put(None)
+        for device in self.devices:
+            if device.thread.ident is not None:
+                device.thread.join(self.limit_s if self.cause is None else GIVE_UP_S)
+        courier = self.wiring.courier
+        if courier is not None and courier.ident is not None:
+            courier.finish()
+            courier.join(GIVE_UP_S)
+        while self.cause is None and not self.outbox.empty():
+            try:
+                self._heard(self.outbox.get())
+            except Exception as error:
+                self.cause = self._cause_of(error)
+
+    def _end_as_one(self) -> None:
+        """Agree with the other ranks on the cause, and close the journal."""
+        known = self.cause
+        if known is not None:  # first of all the status, for those who wait for it
+            self.status.write(known, known.code)
+        if self.link.rank == 0:
+            self.cause = close_all(self.link, known, self.limit_s)
+            self.progress.close()
+        elif self.stop is None and known is not None and not known.lost:
+            told = report_trouble(self.link, known, self.limit_s)
+            self.cause = (told.cause if isinstance(told, Stop) else None) or known
+        elif self.stop is not None and self.stop.cause is None and known is not None:
+            self.link.send(0, Trouble(known))
+        self.journal.close()
+        if self.link.rank != 0:
+            self.status.write(self.cause, self.cause.code if self.cause else DONE)
+            self.link.send(0, Closed())
+
+    def _refuse_rows(self, records: Sequence[dict[str, Any]]) -> None:
+        """Journal rows that cannot be requests."""
         self.journal.append(records)
-        self.rows += len(records)
-        self.progress.add(len(records), chunk.tokens, 0)
-
-    def _chunks(self) -> Iterator[Chunk]:
-        batch = self.job.config.batch
-        return chunks(
-            self._requests(),
-            window=batch.window,
-            max_tokens=self.job.plan.max_tokens,
-            by_length=batch.order == "length",
-        )
-
-    def _requests(self) -> Iterator[ScoreRequest]:
-        """The rows still to be answered, prepared a window at a time; failed ones are journaled."""
-        self._check_answered_rows()
-        keys = KeyMaker(self.identity)
-        rows: list[Row] = []
-        names: list[str] = []
-        reader = self.source.rows()
-        while True:
-            with self.phases.phase("read"):
-                for row in reader:
-                    key = keys.key(row.content)
-                    if key in self.unseen:
-                        self.unseen.remove(key)
-                        continue
-                    rows.append(row)
-                    names.append(key)
-                    if len(rows) == self.job.config.batch.window:
-                        break
-                prepared = self.task.prepare(
-                    rows, names, self.job.tokenizer, self.job.source.arch.positions
-                )
-                failed = [p for p in prepared if isinstance(p, dict)]
-            if failed:
-                self._fail_rows(failed)
-            yield from (p for p in prepared if isinstance(p, ScoreRequest))
-            if not rows:
-                limit = self.job.config.dataset.limit
-                self.progress.set_total(min(self.source.total, limit or self.source.total))
-                return
-            rows, names = [], []
-
-    def _check_answered_rows(self) -> None:
-        """Before anything new is answered: every row answered before must still be there."""
-        if not self.unseen:
-            return
-        with self.phases.phase("read"):
-            keys, left = KeyMaker(self.identity), set(self.unseen)
-            source = RowSource(self.job.config.dataset)
-            for row in source.rows():
-                left.discard(keys.key(row.content))
-        if left:
-            raise ResumeRefused(
-                f"{self.folder.path}: {len(left)} rows answered there are not in {source.name} any "
-                f"more (first key {min(left)}). Use the data set of the first attempt, or another "
-                "run.dir."
-            )
-
-    def _fail_rows(self, records: list[dict[str, Any]]) -> None:
-        self.journal.append(records)
-        self.rows += len(records)
-        self.failed += len(records)
+        self.status.rows += len(records)
+        self.status.failed += len(records)
         self.progress.add(len(records), 0, len(records))
         for record in records[:20]:
             self.log.write("warning", f"row refused: {record['error']}", phase="read")
         if len(records) > 20:
             self.log.write("warning", f"and {len(records) - 20} rows more", phase="read")
 
-    def write_status(self, cause: Cause | None, code: int | None = None) -> None:
-        """Write this rank's status file; `code` None means it still runs."""
-        self.next_heartbeat = time.monotonic() + HEARTBEAT_S
-        machine = self.job.plan.machine
-        write_json(
-            self.folder.status(self.phases.rank, self.phases.attempt),
-            {
-                "rank": self.phases.rank,
-                "attempt": self.phases.attempt,
-                "code": code,
-                "cause": cause.as_dict() if cause else None,
-                "started": self.started,
-                "heartbeat": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "rows": self.rows,
-                "failed": self.failed,
-                "dataset": {"name": self.source.name, "total": self.source.total},
-                "elapsed_s": round(self.phases.now(), 3),
-                "phases": self.phases.as_list(),
-                "devices": [
-                    {
-                        "rank": self.phases.rank,
-                        "device": d.thread.spec.local,
-                        "name": d.name or machine.device,
-                        "attempt": self.phases.attempt,
-                        "rows": d.rows,
-                        "tokens": d.tokens,
-                        "busy_s": round(d.busy_s, 4),
-                        "weight_bytes": d.weight_bytes,
-                        "spec": asdict(d.thread.spec),
-                    }
-                    for d in self.devices
-                ],
-            },
-        )
 
-
-class _DeviceFailed(Exception):
-    """A device thread's first cause, on its way out of the main loop."""
+class _Ended(Exception):
+    """The cause to end, on its way out of the main loop."""
 
     def __init__(self, cause: Cause) -> None:
         super().__init__(str(cause))

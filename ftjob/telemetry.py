@@ -20,7 +20,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Phase:
-    """A named stretch of time, in seconds since the process started."""
+    """A named stretch of time, in seconds since rank 0's process started."""
 
     name: str
     rank: int
@@ -41,18 +41,19 @@ def process_start() -> float:
 
 
 class Phases:
-    """The phases of one rank's process. Threads may add at once."""
+    """The phases of one rank's process. Threads may add at once. `origin`, on the clock of
+    time.time(), is rank 0's start, from which all ranks count; None is this process's own."""
 
-    def __init__(self, rank: int = 0, attempt: int = 0) -> None:
+    def __init__(self, rank: int = 0, attempt: int = 0, origin: float | None = None) -> None:
         self.rank, self.attempt = rank, attempt
-        self._origin = process_start()
+        self.origin = process_start() if origin is None else origin
         self._done: list[tuple[str, int | None, float, float]] = []
         self._open: dict[int, str | None] = {}
         self._lock = threading.Lock()
 
     def now(self) -> float:
-        """Seconds since the process started."""
-        return time.time() - self._origin
+        """Seconds since the origin."""
+        return time.time() - self.origin
 
     @contextmanager
     def phase(self, name: str, device: int | None = None) -> Iterator[None]:

@@ -7,12 +7,15 @@ returns the number of rows whose last word is right. `cpu_worker` times the pass
 from __future__ import annotations
 
 import queue
+import re
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ftjob.batching import chunks
-from ftjob.comm import Solo
+from ftjob.comm import Pulse
+from ftjob.comm.groups import Wiring
 from ftjob.config.compose import compose
 from ftjob.device import Answered, DeviceThread, Failed, Message
 from ftjob.job import Job, prepare
@@ -44,15 +47,29 @@ def tokens() -> int:
     return sum(len(r.ids) for r in load_job([])[1])
 
 
-def ftjob(devices: int) -> Pass:
-    """ftjob's own device threads, fed as the rank feeds them."""
-    job, requests = load_job([f"cluster.devices_per_node={devices}"])
+def ftjob(layout: str) -> Pass:
+    """ftjob's own device threads in a layout such as t1p1d2 (tensor, pipeline, data), fed as the
+    rank feeds them."""
+    tensor, pipeline, data = map(int, re.findall(r"\d", layout))
+    job, requests = load_job(
+        [
+            f"cluster.devices_per_node={tensor * pipeline * data}",
+            f"parallel.tensor={tensor}",
+            f"parallel.pipeline={pipeline}",
+        ]
+    )
     outbox: queue.Queue[Message] = queue.Queue()
-    threads = [DeviceThread(job, s, Solo(), outbox, Phases()) for s in job.plan.of_rank(0)]
+    specs, halt = job.plan.of_rank(0), threading.Event()
+    pulses = {s.local: Pulse(halt) for s in specs}
+    wires = Wiring(job.plan, 0, pulses, None, Pulse(halt), job.source.arch.hidden).wires
+    threads = [
+        DeviceThread(job, s, wires[s.local], pulses[s.local], outbox, Phases()) for s in specs
+    ]
     for thread in threads:
         thread.start()
     for _ in threads:
-        outbox.get()
+        if isinstance(message := outbox.get(), Failed):
+            raise RuntimeError(str(message.cause))
 
     def one_pass() -> int:
         batch = job.config.batch
@@ -60,19 +77,24 @@ def ftjob(devices: int) -> Pass:
             requests, window=batch.window, max_tokens=job.plan.max_tokens, by_length=True
         )
         flying = right = 0
-        for chunk in [c for _, c in zip(range(2 * len(threads)), formed, strict=False)]:
-            threads[flying % len(threads)].inbox.put(chunk)
-            flying += 1
+
+        def give(replica: int) -> int:
+            following = next(formed, None)
+            for thread in threads if following is not None else []:
+                if thread.spec.data == replica:
+                    thread.inbox.put(following)
+            return following is not None
+
+        for _ in range(pipeline + 1):
+            flying += sum(give(replica) for replica in range(data))
         while flying:
             message = outbox.get()
             if isinstance(message, Failed):
                 raise RuntimeError(str(message.cause))
             assert isinstance(message, Answered)
-            following = next(formed, None)
-            if following is None:
-                flying -= 1
-            else:
-                threads[message.device].inbox.put(following)
+            if message.scored is None:
+                continue
+            flying += give(specs[message.device].data) - 1
             pairs = zip(message.chunk.requests, message.scored, strict=True)
             right += sum(s.best == r.ids[r.target_from :] for r, s in pairs)
         return right
@@ -80,11 +102,12 @@ def ftjob(devices: int) -> Pass:
     return one_pass
 
 
-def transformers(batch: int) -> Pass:
+def transformers(size: str) -> Pass:
     """transformers' GPT2LMHeadModel on padded batches of rows of like length."""
     import torch
     from transformers import GPT2LMHeadModel
 
+    batch = int(size)
     job, requests = load_job([])
     assert job.source.index is not None
     model: Any = GPT2LMHeadModel.from_pretrained(job.source.index.folder, dtype=torch.float32)
@@ -129,11 +152,12 @@ def _converted(folder: str) -> tuple[str, list[str], list[ScoreRequest]]:
     return folder, texts, requests
 
 
-def ctranslate2_forward(batch: int) -> Pass:
+def ctranslate2_forward(size: str) -> Pass:
     """CTranslate2's forward_batch with both cores on one batch. Its logits are not copied out, so
     its rows are not judged: -1."""
     import ctranslate2
 
+    batch = int(size)
     folder, texts, requests = _converted(tempfile.mkdtemp())
     generator = ctranslate2.Generator(folder, device="cpu", intra_threads=2, compute_type="float32")
     rows = [[texts[t] for t in r.ids] for r in requests]
@@ -146,10 +170,11 @@ def ctranslate2_forward(batch: int) -> Pass:
     return one_pass
 
 
-def ctranslate2_score(batch: int) -> Pass:
+def ctranslate2_score(size: str) -> Pass:
     """CTranslate2's score_batch, a worker a core: log-probabilities only, so no accuracy: -1."""
     import ctranslate2
 
+    batch = int(size)
     folder, texts, requests = _converted(tempfile.mkdtemp())
     generator = ctranslate2.Generator(
         folder, device="cpu", intra_threads=1, inter_threads=2, compute_type="float32"

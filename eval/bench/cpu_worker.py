@@ -1,7 +1,7 @@
 """`python -m eval.bench.cpu_worker KIND SIZE`: one contender, alone in its process.
 
-Prints a line when ready; then, for each line it reads, does a pass and prints seconds and rows
-right. OMP_NUM_THREADS comes from `cpu_lambada`.
+SIZE is a batch or, for ftjob, a layout. Prints a line when ready; then, for each line it reads,
+does a pass and prints seconds and rows right. OMP_NUM_THREADS comes from `cpu_lambada`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ KINDS = ("ftjob", "transformers", "ctranslate2_forward", "ctranslate2_score")
 
 def main() -> int:
     """Serve passes until the input ends."""
-    kind, size = sys.argv[1], int(sys.argv[2])
+    kind, size = sys.argv[1:3]
     if kind not in KINDS:
         raise SystemExit(f"{kind}: known are {', '.join(KINDS)}")
     one_pass = getattr(contenders, kind)(size)

@@ -1,4 +1,4 @@
-"""How the devices of a group talk: the `Comm` protocol, and the group of one.
+"""How the devices of a group talk: the `Comm` protocol, the group of one, and signs of life.
 
 The model and the scorer are given a `Comm` and never ask who they are. A group of one answers
 each call with its own tensor, so one device runs the same code as many.
@@ -6,6 +6,10 @@ each call with its own tensor, so one device runs the same code as many.
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, Protocol
 
 import torch
@@ -15,7 +19,9 @@ Reduction = Literal["sum", "max"]
 
 class Comm(Protocol):
     """A group of devices that hold parts of the same tensors. All of them make the same calls in
-    the same order, each from its own thread; shapes and dtypes agree unless said otherwise."""
+    the same order, each from its own thread; shapes and dtypes agree unless said otherwise.
+
+    Results are shared by the devices of a process: they are read, never written into."""
 
     @property
     def rank(self) -> int:
@@ -26,7 +32,7 @@ class Comm(Protocol):
         """How many devices the group has."""
 
     def all_reduce(self, x: torch.Tensor, op: Reduction = "sum") -> torch.Tensor:
-        """The element-wise sum or maximum over the group; may reuse `x`."""
+        """The element-wise sum or maximum over the group; `x` must not change meanwhile."""
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """Every device's tensor, stacked in group order: [size, *x.shape]."""
@@ -45,3 +51,54 @@ class Solo:
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """`x` with an axis of one before it."""
         return x.unsqueeze(0)
+
+
+class Halted(Exception):
+    """The rank gives up: whoever waits for another device leaves. The cause is told elsewhere."""
+
+
+class Pulse:
+    """A device's signs of life, written by its threads and read by the rank's main thread.
+
+    A device that waits for another one is alive, however long it takes: what it waits for is the
+    one to be suspected.
+    """
+
+    def __init__(self, halt: threading.Event) -> None:
+        self._halt = halt
+        self._last = time.monotonic()
+        self._waiting: float | None = None
+
+    def __call__(self) -> None:
+        """A sign of life.
+
+        Raises:
+            Halted: where the rank has given up.
+        """
+        self._last = time.monotonic()
+        if self._halt.is_set():
+            raise Halted
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, the device waits for another one."""
+        self._waiting = time.monotonic()
+        try:
+            yield
+        finally:
+            self._last, self._waiting = time.monotonic(), None
+
+    def rest(self) -> None:
+        """The device gets work after a time without: its silence was ours."""
+        self._last = time.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds without a sign of life; none while it waits for another device."""
+        return 0.0 if self._waiting is not None else time.monotonic() - self._last
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds it has been waiting for another device; 0 while it computes."""
+        since = self._waiting
+        return 0.0 if since is None else time.monotonic() - since

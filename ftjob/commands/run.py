@@ -1,23 +1,26 @@
 """`run`, the default command: from a configuration to a run folder with a report.
 
-Prepares the job, opens or resumes the folder, lets the rank work, and prints the result.
+Rank 0's part: prepares the job, opens or resumes the folder, starts the other ranks (`follow`),
+lets all work, merges what they journaled, and prints the result.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from datetime import datetime
 
+from ftjob.commands.follow import follow
 from ftjob.config import JobConfig
 from ftjob.config.compose import compose
 from ftjob.environment import describe
-from ftjob.errors import BUG, DONE, Cause, ConfigError, ResumeRefused
+from ftjob.errors import DONE, Cause, ConfigError, ResumeRefused, WrongWorld, cause_of
 from ftjob.job import Job, identity_hash, prepare
+from ftjob.launch.ranks import CONNECT_S, dismiss, gather_hellos, hello, open_link, sharing
 from ftjob.launch.signals import Signals
 from ftjob.launch.world import detect_world, make_machine, set_thread_environment
+from ftjob.link import Link, Start
 from ftjob.results.folder import (
     RunFolder,
     claim_attempt,
@@ -37,44 +40,84 @@ from ftjob.telemetry import Phases, RunLog
 
 
 def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
-    """Compose and run. Returns the exit code."""
+    """Compose and run; the ranks but the first follow. Returns the exit code."""
+    world = detect_world(os.environ)
+    if world.rank > 0:
+        return follow(world)
     signals = Signals()
+    link: Link | None = None
+    limit_s = CONNECT_S
+    lost = False
     try:
         phases = Phases()
         with phases.phase("compose"):
             config = compose(overrides, config_dirs)
-        return run(config, overrides, phases, signals)
+        limit_s = config.run.deadline_s
+        with phases.phase("connect"):
+            link = open_link(world, limit_s)
+        code, lost = run(config, overrides, phases, signals, link)
+    except WrongWorld:
+        raise
+    except Exception as error:  # said before the others leave: then the launcher may end us
+        if world.size == 1:
+            raise
+        cause = cause_of(error, world.rank, "prepare")
+        print(f"ftjob: {cause.traceback or error}", file=sys.stderr, flush=True)
+        code = cause.code
     finally:
         signals.restore()
+    dismiss(link or open_link(world, limit_s), code, limit_s, meet=not lost)
+    return code
 
 
-def run(config: JobConfig, overrides: Sequence[str], phases: Phases, signals: Signals) -> int:
-    """Run a composed job. Returns the exit code."""
+def run(
+    config: JobConfig,
+    overrides: Sequence[str],
+    phases: Phases,
+    signals: Signals,
+    link: Link,
+) -> tuple[int, bool]:
+    """Run a composed job. Returns the exit code, and whether a rank was lost."""
+    hellos = gather_hellos(link, hello(os.environ), config.run.deadline_s)
     world = detect_world(os.environ)
-    machine = make_machine(config.cluster, world, os.environ)
-    set_thread_environment(machine.devices_of_rank[world.rank], os.environ)
-    with phases.phase("prepare"):
+    machine = make_machine(config.cluster, world, os.environ, gpus_of_rank=[h.gpus for h in hellos])
+    sharers = sharing(hellos, machine.devices_of_rank)
+    set_thread_environment(sharers[0], os.environ)
+    with phases.phase("prepare"), link.keepalive():
         job = prepare(config, machine)
-        _refuse_many_devices(job)
+        _refuse_split_over_gpus(job)
         _check_expectations(config)
         RowSource(config.dataset).check()
         folder = open_folder(config.run.dir, config.run.name or config.model.name, datetime.now())
         signals.remember()  # from here on a stop leaves a status
         history = _claim(folder, job)
         phases.attempt = max(folder.attempts(), default=-1) + 1
-        if not claim_attempt(folder, world.rank, phases.attempt):
+        if not claim_attempt(folder, link.rank, phases.attempt):
             raise ResumeRefused(
                 f"run.dir={folder.path}: another attempt began there this moment and still runs."
             )
         _describe(folder, job, overrides)
-    log = RunLog(folder.file(f"logs/rank{world.rank:04d}.log"), world.rank)
+    start = Start(
+        config.as_dict(),
+        machine,
+        sharers,
+        str(folder.path.resolve()),
+        phases.attempt,
+        identity_hash(job.identity()),
+        history.fences,
+        phases.origin,
+    )
+    for rank in range(1, link.size):
+        link.send(rank, start)
+    log = RunLog(folder.file(f"logs/rank{link.rank:04d}.log"), link.rank)
     for path in history.torn:
         log.write("warning", f"{path.name}: a torn last line was cut off; its rows run again")
     if history.entries:
         log.write("note", f"resuming {folder.path}: {len(history.entries)} rows are done")
-    cause, score = _work(job, folder, history, log, phases, signals)
-    results = finish(folder, score)
-    write_report(folder, results)
+    cause, score = _work(job, folder, history, log, phases, signals, link)
+    with link.keepalive():
+        results = finish(folder, score)
+        write_report(folder, results)
     if cause is None:
         print(render_terminal(results), flush=True)
     if results["cause"]:
@@ -83,7 +126,7 @@ def run(config: JobConfig, overrides: Sequence[str], phases: Phases, signals: Si
         log.write("error", cause.traceback)
     log.write("note", f"report: {folder.file('report.html')}")
     log.close()
-    return int(results["code"])
+    return int(results["code"]), cause is not None and cause.lost
 
 
 def _work(
@@ -93,29 +136,26 @@ def _work(
     log: RunLog,
     phases: Phases,
     signals: Signals,
+    link: Link,
 ) -> tuple[Cause | None, Score]:
-    """Let the rank work to its end or first cause, merge, and write the rank's status."""
-    with phases.phase("import"):
+    """Let the ranks work to the end or first cause, merge, and write rank 0's status."""
+    with phases.phase("import"), link.keepalive():
         from ftjob.rank import Rank
     identity = identity_hash(job.identity())
     journal = JournalWriter(folder, phases.rank, phases.attempt, identity, history.fences)
-    rank = Rank(job, folder, journal, history.keys(), identity, log, phases, signals)
-    try:
-        cause = rank.run()
-    except Exception as error:  # a bug of ours: keep the journal, say where
-        cause = Cause(
-            BUG,
-            f"{type(error).__name__}: {error}",
-            phases.rank,
-            phase=phases.current(),
-            traceback=traceback.format_exc(),
-        )
-    journal.close()
-    if cause is not None:  # first of all the status, for those who wait for it
-        rank.write_status(cause, cause.code)
-    with phases.phase("merge"):
+    rank = Rank(job, folder, journal, history.keys(), identity, log, phases, signals, link)
+    cause = rank.run()
+    newest = max(folder.attempts())
+    if newest > phases.attempt:  # we were thought dead; what we say now would contradict it
+        message = f"attempt {newest} began there meanwhile: it goes on, and makes the report"
+        cause = Cause(ResumeRefused.code, message, link.rank, phase="merge")
+        rank.status.write(cause, cause.code)
+        raise ResumeRefused(f"run.dir={folder.path}: {message}.")
+    with phases.phase("merge"), link.keepalive():
+        if cause is not None:
+            rank.status.write(cause, cause.code)
         score = collect(folder)
-    rank.write_status(cause, cause.code if cause else DONE)
+        rank.status.write(cause, cause.code if cause else DONE)
     return cause, score
 
 
@@ -131,14 +171,14 @@ def _check_expectations(config: JobConfig) -> None:
             )
 
 
-def _refuse_many_devices(job: Job) -> None:
+def _refuse_split_over_gpus(job: Job) -> None:
     """What this version does not run is refused by name, before anything starts."""
     plan = job.plan
-    if plan.tensor * plan.pipeline > 1 or plan.machine.ranks > 1:
+    if plan.machine.device != "cpu" and plan.tensor * plan.pipeline > 1:
         raise ConfigError(
             f"parallel.tensor={plan.tensor} parallel.pipeline={plan.pipeline} on "
-            f"{plan.machine.ranks} ranks: this version runs whole models in one rank "
-            "(parallel.data); `python -m ftjob plan` sizes the others."
+            f"{plan.machine.device}: this version splits a model over CPU devices only; on GPUs "
+            "use parallel.data, a whole model each."
         )
 
 

@@ -22,15 +22,25 @@ LOGIT_BYTES = 1 << 28
 
 @torch.inference_mode()
 def score_chunk(
-    stage: Stage, chunk: Chunk, device: torch.device, pulse: Callable[[], None]
-) -> list[Scored]:
-    """The answers of a chunk's requests, in the chunk's order."""
+    stage: Stage,
+    chunk: Chunk,
+    device: torch.device,
+    pulse: Callable[[], None],
+    before: torch.Tensor | None = None,
+) -> torch.Tensor | list[Scored]:
+    """A chunk through one stage. `before` is what the stage before gave, [N, H]; None on the first.
+
+    Gives [N, H] for the next stage, or on the last one the answers, in the chunk's order.
+    """
     order = sorted(range(len(chunk.requests)), key=lambda i: -len(chunk.requests[i].ids))
     rows = [chunk.requests[i] for i in order]
     packing = Packing.of([len(r.ids) - 1 for r in rows], [r.scored_from - 1 for r in rows], device)
-    ids = torch.tensor([t for r in rows for t in r.ids[:-1]], device=device)
+    if before is None:
+        before = torch.tensor([t for r in rows for t in r.ids[:-1]], device=device)
+    hidden: torch.Tensor = stage(before, packing, pulse)
+    if not stage.last:
+        return hidden
     targets = torch.tensor([t for r in rows for t in r.ids[r.scored_from :]], device=device)
-    hidden = stage(ids, packing, pulse)
     step = max(1, LOGIT_BYTES // (4 * stage.head_weight.shape[0]))
     parts = []
     for start in range(0, hidden.shape[0], step):

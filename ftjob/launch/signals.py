@@ -23,9 +23,13 @@ class Signals:
         self._raising = True
         self._before = {s: signal.signal(s, self._note) for s in self.CAUGHT}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int) -> None:
+        """Count a signal that reached another rank as if it had come here."""
         if self.first is None:
             self.first = number
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.note(number)
         if self._raising:
             raise self.stopped()
 

@@ -20,14 +20,13 @@ from ftjob.config import JobConfig, build
 from ftjob.errors import (
     BELOW_EXPECTATION,
     DONE,
-    KILLED,
     TOO_MANY_FAILED,
-    Cause,
     ConfigError,
     RunFolderError,
 )
-from ftjob.results.folder import RunFolder, is_running, read_json_file, write_json, write_text
+from ftjob.results.folder import RunFolder, read_json_file, write_json, write_text
 from ftjob.results.journal import History, raw_lines, read_history
+from ftjob.results.statuses import attempt_facts, cause_text, merged_status, throughput
 from ftjob.tasks import make_task
 from ftjob.tasks.base import Summary, Task
 
@@ -87,37 +86,6 @@ def read_samples(path: Path) -> Iterator[Json]:
         raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def merged_status(folder: RunFolder) -> Json:
-    """status.json: the latest attempt's code and first cause, over all its ranks.
-
-    A rank that left no end (killed without a word) reads as killed.
-    """
-    statuses = folder.statuses()
-    if not statuses:
-        raise RunFolderError(f"{folder.path}: no attempt has left a status there")
-    for status in statuses:
-        if is_running(status):
-            status["cause"] = Cause(
-                DONE, f"attempt {status['attempt']} still runs, as process {status['pid']}"
-            ).as_dict()
-        elif status["code"] is None:
-            status["code"] = KILLED
-            status["cause"] = Cause(
-                KILLED,
-                f"attempt {status['attempt']} ended without a status, last heartbeat "
-                f"{status['heartbeat']}",
-                status["rank"],
-            ).as_dict()
-    latest = [s for s in statuses if s["attempt"] == statuses[-1]["attempt"]]
-    worst = next((s for s in latest if s["code"] != DONE), latest[0])
-    return {
-        "code": worst["code"],
-        "cause": worst["cause"],
-        "attempt": worst["attempt"],
-        "ranks": statuses,
-    }
-
-
 @dataclass(frozen=True)
 class Score:
     """A task's summary of a samples.jsonl, with what it was counted over."""
@@ -170,7 +138,7 @@ def finish(folder: RunFolder, score: Score) -> Json:
     """
     config = load_config(folder)
     status = merged_status(folder)
-    code, cause = status["code"], _cause_text(status["cause"])
+    code, cause = status["code"], cause_text(status["cause"])
     if code == DONE:
         code, cause = verdict(config, score.summary.values, score.failed)
     results = _results(folder, config, make_task(config.dataset), score, status)
@@ -189,10 +157,6 @@ def write_report(folder: RunFolder, results: Json) -> None:
     write_text(folder.file("report.html"), render_html(results, config_yaml, environment))
     write_text(folder.file("report.md"), render_markdown(results, environment))
     write_text(folder.file("summary.txt"), render_summary(results))
-
-
-def _cause_text(cause: Json | None) -> str | None:
-    return None if cause is None else str(Cause(**cause))
 
 
 def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, status: Json) -> Json:
@@ -246,63 +210,22 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
             "first": score.first_failed,
         },
         "expect": expect,
-        "throughput": _throughput(ranks),
+        "throughput": throughput(ranks),
         "phases": [p for s in ranks for p in s["phases"]],
         "devices": devices,
         "attempts": [
-            {
-                "attempt": s["attempt"],
-                "code": s["code"],
-                "cause": _cause_text(s["cause"]),
-                "rows": s["rows"],
-                "started": s["started"],
-                "host": s["host"],
-            }
-            for s in ranks
-            if s["rank"] == 0
+            attempt_facts(ranks, number) for number in sorted({s["attempt"] for s in ranks})
         ],
         "model": plan["model"],
         "parallel": {k: plan["plan"][k] for k in ("tensor", "pipeline", "data")}
         | {"ranks": len(plan["plan"]["machine"]["devices_of_rank"])},
-        "total_evaluation_time_seconds": sum(s["elapsed_s"] for s in ranks if s["rank"] == 0),
+        "total_evaluation_time_seconds": sum(
+            max(s["elapsed_s"] for s in ranks if s["attempt"] == number)
+            for number in {s["attempt"] for s in ranks}
+        ),
         "notes": _notes(plan["model"], config),
         "charts": summary.charts,
         "tables": summary.tables,
-    }
-
-
-def _throughput(ranks: list[Json]) -> Json:
-    """Rows and real tokens per second of the time in which any device scored, attempts added up.
-
-    A replica of several devices does its rows together: they count once, by its first device.
-    """
-    rows = tokens = 0
-    seconds = 0.0
-    for attempt in {s["attempt"] for s in ranks}:
-        spans = [
-            (p["start_s"], p["end_s"])
-            for s in ranks
-            if s["attempt"] == attempt
-            for p in s["phases"]
-            if p["name"] == "score"
-        ]
-        if spans:
-            seconds += max(e for _, e in spans) - min(b for b, _ in spans)
-        first = [
-            d
-            for s in ranks
-            if s["attempt"] == attempt
-            for d in s["devices"]
-            if d["spec"]["tensor"] == 0 and d["spec"]["pipeline"] == 0
-        ]
-        rows += sum(d["rows"] for d in first)
-        tokens += sum(d["tokens"] for d in first)
-    return {
-        "rows": rows,
-        "tokens": tokens,
-        "seconds": round(seconds, 4),
-        "rows_per_s": rows / seconds if seconds else 0.0,
-        "tokens_per_s": tokens / seconds if seconds else 0.0,
     }
 
 

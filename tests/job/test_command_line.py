@@ -74,7 +74,7 @@ def test_plan(place: Place, base: tuple[str, ...]) -> None:
     """The demo by default, a local checkpoint by its own shape, and far more than this machine."""
     assert "8 layers, 12 heads" in place("plan").expect(0).out
     out = place("plan", *base[:2], "plan.input_len=100", "plan.output_len=8").expect(0).out
-    assert f"2 layers, 4 heads of 16, hidden {HIDDEN}" in out
+    assert f"5 layers, 4 heads of 16, hidden {HIDDEN}" in out
     large = ("model=gpt175b", "cluster.nodes=16", "cluster.devices_per_node=8", "model.dtype=bf16")
     split = ("parallel=tp8", "parallel.pipeline=16", "cluster.device=cuda")
     done = place("plan", *large, *split).expect(0)

@@ -145,7 +145,7 @@ def test_damaged_tokenizer(place: Place, folder: Path) -> None:
 
 def test_tokenizer_too_large_for_the_model(place: Place, folder: Path) -> None:
     model = ("model=gpt2", f"model.checkpoint={folder}", "model.tokenizer=builtin:gpt2")
-    place(*model, "run.dir=run").expect(3, "ids up to 50256", "8192", "model.tokenizer=PATH")
+    place(*model, "run.dir=run").expect(3, "ids up to 50256", "8193", "model.tokenizer=PATH")
 
 
 def test_checkpoint_that_is_nothing(place: Place) -> None:

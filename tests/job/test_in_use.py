@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(60)
 def test_second_job_in_a_running_folder(
     place: Place, base: tuple[str, ...], finished: tuple[Path, str, str]
 ) -> None:
-    run, arguments = place.cwd / "run", (*base, "batch.max_tokens=256", "run.dir=run")
+    run, arguments = place.cwd / "run", (*base, "batch.max_tokens=64", "run.dir=run")
     process = place.driver("slow", SLOW).start(*arguments)
     file = run / "journal" / "rank0000.attempt0.jsonl"
     wait_for(lambda: file.exists() and file.read_bytes().count(b"\n") > 2, process)
@@ -43,3 +43,37 @@ def test_two_jobs_started_at_once(
     assert "Traceback" not in second.err
     place("compare", "run", str(finished[0] / "run")).expect(0)
     assert load(place.cwd / "run" / "status.json")["code"] == 0
+
+
+# After its first chunks, this attempt sees that another host, thinking it dead, has begun one.
+OVERTAKEN = """
+import json
+from pathlib import Path
+import ftjob.device
+
+real = ftjob.device.score_chunk
+
+
+def score_chunk(stage, chunk, *rest):
+    if chunk.sequence == 4:
+        old = json.loads(Path("run/status/rank0000.attempt0.json").read_text())
+        new = json.dumps({**old, "attempt": 1, "host": "elsewhere"})
+        Path("run/status/rank0000.attempt1.json").write_text(new)
+    return real(stage, chunk, *rest)
+
+
+ftjob.device.score_chunk = score_chunk
+"""
+
+
+def test_an_attempt_that_was_thought_dead(
+    place: Place, base: tuple[str, ...], finished: tuple[Path, str, str]
+) -> None:
+    """Cut off from its cluster, it works on: it must not report over the attempt that took over."""
+    run, arguments = place.cwd / "run", (*base, "batch.max_tokens=256", "run.dir=run")
+    place.driver("overtaken", OVERTAKEN)(*arguments).expect(2, "attempt 1 began there meanwhile")
+    assert not (run / "results.json").exists()
+    assert not (run / "status.json").exists()
+    assert load(run / "status" / "rank0000.attempt1.json")["host"] == "elsewhere"
+    place(*arguments).expect(0)
+    place("compare", "run", str(finished[0] / "run")).expect(0)

@@ -62,7 +62,7 @@ CHANGES = {
     "ngrams": (["dataset.ngrams=2"], ["dataset.ngrams: 0 -> 2"]),
     "tokenizer": (["model.tokenizer={other}/tokenizer.json"], ["tokenizer: ", " -> "]),
     "checkpoint": (["model.checkpoint={other}"], ["arch.norm_eps: 1e-05 -> 1e-06", "checkpoint: "]),
-    "model": (["model=demo_gpt", "model.checkpoint=builtin:demo_gpt"], ["arch.layers: 2 -> 8"]),
+    "model": (["model=demo_gpt", "model.checkpoint=builtin:demo_gpt"], ["arch.layers: 5 -> 8"]),
 }
 
 

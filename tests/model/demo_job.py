@@ -6,12 +6,14 @@ The parity and int8 tests score shipped LAMBADA rows with it.
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 from ftjob.batching import chunks
 from ftjob.checkpoint.resolve import demo_file
-from ftjob.comm import Solo
+from ftjob.comm import Pulse, Solo
+from ftjob.comm.groups import Wires
 from ftjob.config import build
 from ftjob.device import Answered, DeviceThread, Message, Ready
 from ftjob.job import Job, prepare
@@ -46,7 +48,8 @@ def score(job: Job, requests: Sequence[ScoreRequest], max_tokens: int) -> list[S
     """The device thread's answers, in the order of the requests."""
     outbox: queue.Queue[Message] = queue.Queue()
     (spec,) = job.plan.devices
-    thread = DeviceThread(job, spec, Solo(), outbox, Phases())
+    wires, pulse = Wires(Solo(), None, None), Pulse(threading.Event())
+    thread = DeviceThread(job, spec, wires, pulse, outbox, Phases())
     thread.start()
     ready = outbox.get(timeout=PATIENCE_S)
     assert isinstance(ready, Ready), ready
@@ -59,6 +62,7 @@ def score(job: Job, requests: Sequence[ScoreRequest], max_tokens: int) -> list[S
     for _ in sent:
         message = outbox.get(timeout=PATIENCE_S)
         assert isinstance(message, Answered), message
+        assert message.scored is not None
         answers |= {r.key: s for r, s in zip(message.chunk.requests, message.scored, strict=True)}
     thread.join(PATIENCE_S)
     assert not thread.is_alive()

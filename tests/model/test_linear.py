@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gpt2_oracle import CPU
-from thread_comm import ThreadComm, run_group
+from thread_comm import run_group
 
 from ftjob.comm import Comm, Solo
 from ftjob.kernels import linear_cpu
@@ -83,7 +83,7 @@ def test_row_linear_over_a_group_adds_bias_and_residual_once(packed: bool, ways:
     weight, bias = numbers(11, ways * inputs), numbers(11, seed=1)
     x, residual = numbers(5, ways * inputs, seed=2), numbers(5, 11, seed=3)
 
-    def member(comm: ThreadComm) -> torch.Tensor:
+    def member(comm: Comm) -> torch.Tensor:
         mine = slice(comm.rank * inputs, (comm.rank + 1) * inputs)
         layer = RowLinear(inputs, 11, "float", (torch.float32, CPU), comm)
         fill(layer, weight[:, mine], bias, comm)

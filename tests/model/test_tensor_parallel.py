@@ -1,6 +1,6 @@
 """The model cut over a group of threads gives the whole model's logits, answers and int8 scales.
 
-The arithmetic of tensor parallelism, tried with a plain in-process `Comm` before any rank exists.
+The arithmetic of tensor parallelism over the device threads' own groups.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gpt2_oracle import (
     random_rows,
     write_gpt2,
 )
-from thread_comm import ThreadComm, run_group
+from thread_comm import run_group
 
 from ftjob.batching import Chunk
 from ftjob.comm import Comm, Solo
@@ -99,7 +99,7 @@ def cut_stats(logits: torch.Tensor, targets: torch.Tensor, ways: int) -> list[St
     padding = ways * columns - logits.shape[1]
     padded = torch.nn.functional.pad(logits, (0, padding), value=-torch.inf)
 
-    def stats(comm: ThreadComm) -> Stats:
+    def stats(comm: Comm) -> Stats:
         held = padded[:, comm.rank * columns : (comm.rank + 1) * columns].clone()
         return token_stats(held, targets, comm)
 

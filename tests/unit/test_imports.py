@@ -34,7 +34,7 @@ STDLIB_ONLY = (
 )
 # package -> where alone it may be imported, and whether only inside functions
 ONLY_IN = {
-    "mpi4py": (("comm/mpi.py", "rank.py"), True),
+    "mpi4py": (("launch/mpi.py",), True),
     "submitit": (("launch/slurm.py",), True),
     "hydra": (("config/compose.py", "commands/hydra_app.py"), True),
     "transformers": ((), True),

@@ -1,4 +1,4 @@
-"""How the tests of this folder start ftjob: real processes, in a folder of the test's own.
+"""How the tests start ftjob: real processes, in a folder of the test's own; ranks by mpirun.
 
 Besides the runner it makes what a job eats: a tiny GPT-2 that repeats its last token, so that the
 right answers are known without any other engine, and a data set of rows that are and are not such.
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -25,7 +26,7 @@ import ftjob
 
 DEMO = Path(ftjob.__file__).parent / "demo"
 CLI = (sys.executable, "-m", "ftjob")
-LAYERS, HEADS, HIDDEN, POSITIONS, VOCAB = 2, 4, 64, 128, 8192
+LAYERS, HEADS, HIDDEN, POSITIONS, VOCAB = 5, 4, 64, 128, 8193  # cut unevenly by 2 and 4
 ROWS, EVERY_RIGHT = 240, 3  # row 0, 3, 6, ... end in the same word twice
 Tensors = dict[str, torch.Tensor]
 
@@ -79,6 +80,14 @@ class Place:
         tail = "from ftjob.__main__ import cli\n\nif __name__ == '__main__':\n    cli()\n"
         script.write_text(f"{code}\n{tail}", encoding="utf-8")
         return Place(self.cwd, (sys.executable, str(script)))
+
+    def ranks(self, count: int) -> Place:
+        """The same, started as ranks by mpirun."""
+        mpirun = Path(sys.executable).with_name("mpirun")
+        found = str(mpirun) if mpirun.exists() else shutil.which("mpirun")
+        if found is None:
+            pytest.skip("no mpirun: pip install -e '.[mpi]'")
+        return Place(self.cwd, (found, "-n", str(count), *self.command))
 
 
 def at_once(place: Place, jobs: Sequence[Sequence[str]]) -> list[Ended]:

@@ -1,0 +1,160 @@
+"""The control messages between ranks over MPI, and how MPI is started and left.
+
+Nothing here waits inside MPI, where no Python signal handler runs: every operation is non-blocking
+and polled. Messages are pickles between the ranks of one job. `launch/ranks.py` connects,
+`rank` talks; tensors go over `data` by `comm/mpi.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ftjob.errors import DEADLINE, ConfigError, WrongWorld
+from ftjob.link import BEAT_S, Beat, Message
+
+# Launchers pass on what was printed a little later, and an abort ends them at once.
+PRINT_S = 0.2
+
+
+class MpiLink:
+    """The control messages of one rank over MPI, and the communicator for its tensors."""
+
+    def __init__(self, mpi: Any, rank: int, size: int) -> None:
+        self._mpi, self.rank, self.size = mpi, rank, size
+        self._control = mpi.COMM_WORLD.Dup()
+        self.data = mpi.COMM_WORLD.Dup()
+        self._sent: list[tuple[Any, bytes]] = []
+        self._coming: list[tuple[int, Any, bytearray]] = []
+        now = time.monotonic()
+        self._heard = [now] * size
+        self._next_beat = now
+        self._lock = threading.Lock()
+
+    def send(self, to: int, message: Message) -> None:
+        """Send without waiting; a message to oneself goes the same way."""
+        body = self._mpi.pickle.dumps(message)
+        with self._lock:
+            self._sent = [(r, b) for r, b in self._sent if not r.Test()]
+            self._sent.append((self._control.Isend(body, dest=to), body))
+
+    def poll(self) -> list[tuple[int, Message]]:
+        """What has arrived, oldest first; a long message may still be on its way."""
+        status = self._mpi.Status()
+        while (mail := self._control.Improbe(status=status)) is not None:
+            body = bytearray(status.Get_count(self._mpi.BYTE))
+            self._coming.append((status.Get_source(), mail.Irecv(body), body))
+        found: list[tuple[int, Message]] = []
+        late: list[tuple[int, Any, bytearray]] = []
+        for source, request, body in self._coming:
+            if any(source == other for other, *_ in late) or not request.Test():
+                late.append((source, request, body))
+                continue
+            self._heard[source] = time.monotonic()
+            found.append((source, self._mpi.pickle.loads(body)))
+        self._coming = late
+        return found
+
+    def beat(self, stuck_s: float | None) -> None:
+        """A sign of life each `BEAT_S`."""
+        if time.monotonic() < self._next_beat:
+            return
+        self._next_beat = time.monotonic() + BEAT_S
+        for rank in range(1, self.size) if self.rank == 0 else (0,):
+            self.send(rank, Beat(stuck_s))
+
+    def silent_s(self, rank: int) -> float:
+        """Seconds since anything came from a rank."""
+        return time.monotonic() - self._heard[rank]
+
+    @contextmanager
+    def keepalive(self) -> Iterator[None]:
+        """Inside, a thread beats; nobody is silent for the time in which we did not listen."""
+        over, start = threading.Event(), time.monotonic()
+
+        def beats() -> None:
+            while not over.wait(BEAT_S / 2):
+                self.beat(None)
+
+        thread = threading.Thread(target=beats, name="keepalive", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self._heard = [heard + time.monotonic() - start for heard in self._heard]
+
+    def leave(self, code: int, meet: bool, limit_s: float) -> None:
+        """Meet all ranks, so that none is killed by its launcher while it still writes; then end
+        MPI, cleanly after success. Where they do not come, abort all of them: does not return."""
+        met = False
+        if meet:
+            request = self._control.Ibarrier()
+            end = time.monotonic() + limit_s
+            while not (met := request.Test()) and time.monotonic() < end:
+                time.sleep(0.002)
+        if not met:
+            time.sleep(PRINT_S)
+            self._mpi.COMM_WORLD.Abort(code)
+        if code == 0:
+            self.poll()  # MPI ends cleanly only where nothing is left unread
+            self._mpi.Finalize()
+
+
+def connect(rank: int, size: int, launcher: str, limit_s: float) -> MpiLink:
+    """Start MPI and check that it is the world that the launcher announced.
+
+    Raises:
+        ConfigError: for a world of another size or order, or an MPI without threads.
+    """
+    import mpi4py
+
+    mpi4py.rc.initialize = mpi4py.rc.finalize = False
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"{size} ranks were started (launcher: {launcher}), but no MPI library was found: "
+            f"{error}. Install one: pip install 'ftjob[mpi]', or load your site's module."
+        ) from None
+    provided = _initialise(MPI, limit_s)
+    world = MPI.COMM_WORLD
+    if (world.rank, world.size) != (rank, size):
+        raise WrongWorld(
+            f"rank {rank} of {size} (launcher: {launcher}) finds itself rank {world.rank} of "
+            f"{world.size} in MPI: the launcher and the MPI library do not know each other. Under "
+            "srun choose its --mpi: pmi2 for mpich and Intel MPI, pmix for Open MPI."
+        )
+    if provided != MPI.THREAD_MULTIPLE:
+        raise ConfigError(
+            "this MPI library does not allow calls from several threads (MPI_THREAD_MULTIPLE); "
+            "use another one: pip install 'ftjob[mpi]'."
+        )
+    return MpiLink(MPI, rank, size)
+
+
+def _initialise(mpi: Any, limit_s: float) -> int:
+    """MPI_Init_thread, which waits for every rank and which mpi4py calls with the interpreter held;
+    called so that it is not, a watchdog can end the process. Returns the level of threads given."""
+    come = threading.Event()
+
+    def watch() -> None:
+        if not come.wait(limit_s):
+            message = f"not all ranks have come to MPI_Init within {limit_s:g} s (run.deadline_s)"
+            print(f"ftjob: {message}", file=sys.stderr, flush=True)  # noqa: T201
+            os._exit(DEADLINE)
+
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()
+    provided = ctypes.c_int(-1)
+    library = ctypes.CDLL(mpi.__file__)
+    library.MPI_Init_thread(None, None, ctypes.c_int(mpi.THREAD_MULTIPLE), ctypes.byref(provided))
+    come.set()
+    mpi.COMM_WORLD.Set_errhandler(mpi.ERRORS_RETURN)
+    return provided.value

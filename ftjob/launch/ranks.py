@@ -1,0 +1,81 @@
+"""How the ranks of a job come together and part: connect, say hello, wait for the start, leave.
+
+Rank 0 (`commands/run.py`) composes the job and starts the others (`commands/follow.py`), or
+dismisses them where it is refused. With one rank nothing of MPI is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+
+from ftjob.ending import lost_rank
+from ftjob.errors import DeadlinePassed, Stopped
+from ftjob.launch.world import World, visible_gpus
+from ftjob.link import Hello, Leave, Link, LocalLink, Trouble
+
+PAUSE_S = 0.005
+# How long a rank waits for the others while it does not know run.deadline_s yet.
+CONNECT_S = 120.0
+
+
+def open_link(world: World, limit_s: float) -> Link:
+    """The link to the other ranks; MPI is started where there are any.
+
+    Raises:
+        ConfigError: where MPI and the launcher disagree, or MPI is missing.
+    """
+    if world.size == 1:
+        return LocalLink()
+    from ftjob.launch.mpi import connect
+
+    return connect(world.rank, world.size, world.launcher, limit_s)
+
+
+def hello(env: Mapping[str, str]) -> Hello:
+    """What this rank says first."""
+    return Hello(socket.gethostname(), visible_gpus(env), frozenset(os.sched_getaffinity(0)))
+
+
+def gather_hellos(link: Link, own: Hello, limit_s: float) -> list[Hello]:
+    """Rank 0: every rank's hello, in rank order.
+
+    Raises:
+        Stopped: with the cause of a rank that could not start.
+        DeadlinePassed: naming the rank of which nothing is heard.
+    """
+    found = {0: own}
+    while len(found) < link.size:
+        for source, message in link.poll():
+            if isinstance(message, Hello):
+                found[source] = message
+            elif isinstance(message, Trouble):
+                raise Stopped(str(message.cause), message.cause.code)
+        for rank in range(1, link.size):
+            if rank not in found and link.silent_s(rank) > limit_s:
+                raise DeadlinePassed(str(lost_rank(rank, limit_s, "start")))
+        link.beat(None)
+        time.sleep(PAUSE_S)
+    return [found[rank] for rank in range(link.size)]
+
+
+def sharing(hellos: Sequence[Hello], devices_of_rank: Sequence[int]) -> tuple[int, ...]:
+    """By rank: the devices of all ranks that may run on one of its cores."""
+    return tuple(
+        sum(
+            devices
+            for other, devices in zip(hellos, devices_of_rank, strict=True)
+            if other.host == mine.host and other.cores & mine.cores
+        )
+        for mine in hellos
+    )
+
+
+def dismiss(link: Link, code: int, limit_s: float, *, meet: bool = True) -> None:
+    """Rank 0: everybody leaves with the job's code. Where a rank is lost they cannot meet: then
+    all of them are aborted, and this does not return."""
+    for rank in range(1, link.size):
+        link.send(rank, Leave(code, meet))
+    link.leave(code, meet, limit_s)

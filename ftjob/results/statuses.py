@@ -1,0 +1,131 @@
+"""What the status files of all ranks and attempts say together: code, first cause, throughput.
+
+`rank` writes the files; `summary` puts what is found here into status.json and results.json.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ftjob.errors import DEADLINE, DONE, DRAINED, KILLED, Cause, RunFolderError
+from ftjob.results.folder import RunFolder, is_running
+
+Json = dict[str, Any]
+
+
+def merged_status(folder: RunFolder) -> Json:
+    """status.json: the latest attempt's code and first cause, over all its ranks.
+
+    A rank that left no end (killed without a word) reads as killed, unless it still runs here.
+    """
+    statuses = folder.statuses()
+    if not statuses:
+        raise RunFolderError(f"{folder.path}: no attempt has left a status there")
+    for status in statuses:
+        if is_running(status):
+            status["cause"] = Cause(
+                DONE, f"attempt {status['attempt']} still runs, as process {status['pid']}"
+            ).as_dict()
+        elif status["code"] is None:
+            status["code"] = KILLED
+            status["cause"] = Cause(
+                KILLED,
+                f"attempt {status['attempt']} ended without a status, last heartbeat "
+                f"{status['heartbeat']}",
+                status["rank"],
+            ).as_dict()
+    latest = [s for s in statuses if s["attempt"] == statuses[-1]["attempt"]]
+    first = first_word(latest)
+    return {
+        "code": first["code"],
+        "cause": first["cause"],
+        "attempt": first["attempt"],
+        "ranks": statuses,
+    }
+
+
+def first_word(statuses: list[Json]) -> Json:
+    """Of an attempt's ranks, the one whose word on the end counts.
+
+    A cause comes before a death without a word, that before one inferred from silence, that before
+    a drain which such a death may have brought about. But where the others gave rank 0 up after
+    its silence, they ended it themselves: its death is no cause.
+    """
+    given_up = any(s["rank"] != 0 and _lost(s) and s["code"] == DEADLINE for s in statuses)
+
+    def precedence(status: Json) -> tuple[int, int]:
+        code = status["code"]
+        if code == DONE:
+            kind = 5
+        elif code is None:
+            kind = 4
+        elif code == DRAINED:
+            kind = 3
+        elif _lost(status):
+            kind = 2
+        elif code == KILLED:
+            kind = 3 if given_up and status["rank"] == 0 else 1
+        else:
+            kind = 0
+        return kind, status["rank"]
+
+    return min(statuses, key=precedence)
+
+
+def _lost(status: Json) -> bool:
+    return bool((status["cause"] or {}).get("lost"))
+
+
+def cause_text(cause: Json | None) -> str | None:
+    """A status's cause as a sentence."""
+    return None if cause is None else str(Cause(**cause))
+
+
+def attempt_facts(ranks: list[Json], number: int) -> Json:
+    """One attempt over all its ranks."""
+    mine = [s for s in ranks if s["attempt"] == number]
+    first = first_word(mine)
+    return {
+        "attempt": number,
+        "code": first["code"],
+        "cause": cause_text(first["cause"]),
+        "rows": sum(s["rows"] for s in mine),
+        "started": mine[0]["started"],
+        "host": mine[0]["host"],
+        "ranks": len(mine),
+    }
+
+
+def throughput(ranks: list[Json]) -> Json:
+    """Rows and real tokens per second of the time in which any device scored, attempts added up.
+
+    A replica of several devices does its rows together: they count once, by its first device.
+    """
+    rows = tokens = 0
+    seconds = 0.0
+    for attempt in {s["attempt"] for s in ranks}:
+        spans = [
+            (p["start_s"], p["end_s"])
+            for s in ranks
+            if s["attempt"] == attempt
+            for p in s["phases"]
+            if p["name"] == "score"
+        ]
+        if spans:
+            seconds += max(e for _, e in spans) - min(b for b, _ in spans)
+        first = [
+            d
+            for s in ranks
+            if s["attempt"] == attempt
+            for d in s["devices"]
+            if d["spec"]["tensor"] == 0 and d["spec"]["pipeline"] == 0
+        ]
+        rows += sum(d["rows"] for d in first)
+        tokens += sum(d["tokens"] for d in first)
+    return {
+        "rows": rows,
+        "tokens": tokens,
+        "seconds": round(seconds, 4),
+        "rows_per_s": rows / seconds if seconds else 0.0,
+        "tokens_per_s": tokens / seconds if seconds else 0.0,
+    }

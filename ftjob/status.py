@@ -1,0 +1,87 @@
+"""A rank's status file: that it lives, what its devices did, and in the end its code and cause.
+
+Written whole and renamed, by `rank` every few seconds and when it ends; `results.summary` merges
+those of all ranks and attempts.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from ftjob.device import DeviceThread
+from ftjob.errors import Cause
+from ftjob.results.folder import RunFolder, write_json
+from ftjob.telemetry import Phases
+
+
+@dataclass
+class DeviceState:
+    """What the main thread knows of a device. `held` are the sequence numbers of its chunks."""
+
+    thread: DeviceThread
+    name: str = ""
+    weight_bytes: int = 0
+    held: list[int] = field(default_factory=list)
+    ready: bool = False
+    rows: int = 0
+    tokens: int = 0
+    busy_s: float = 0.0
+
+
+@dataclass
+class RankStatus:
+    """What a rank's status file says. `rows` and `failed` count what its journal holds."""
+
+    folder: RunFolder
+    phases: Phases
+    devices: Sequence[DeviceState]
+    rows: int = 0
+    failed: int = 0
+    dataset: tuple[str, int] = ("", 0)
+    started: str = field(default_factory=lambda: now())
+
+    def write(self, cause: Cause | None, code: int | None) -> None:
+        """Write the file; `code` None means that the rank still runs."""
+        phases = self.phases
+        write_json(
+            self.folder.status(phases.rank, phases.attempt),
+            {
+                "rank": phases.rank,
+                "attempt": phases.attempt,
+                "code": code,
+                "cause": cause.as_dict() if cause else None,
+                "started": self.started,
+                "heartbeat": now(),
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "rows": self.rows,
+                "failed": self.failed,
+                "dataset": {"name": self.dataset[0], "total": self.dataset[1]},
+                "elapsed_s": round(phases.now(), 3),
+                "phases": phases.as_list(),
+                "devices": [self._facts(device) for device in self.devices],
+            },
+        )
+
+    def _facts(self, device: DeviceState) -> dict[str, Any]:
+        return {
+            "rank": self.phases.rank,
+            "device": device.thread.spec.local,
+            "name": device.name or device.thread.device.type,
+            "attempt": self.phases.attempt,
+            "rows": device.rows,
+            "tokens": device.tokens,
+            "busy_s": round(device.busy_s, 4),
+            "weight_bytes": device.weight_bytes,
+            "spec": asdict(device.thread.spec),
+        }
+
+
+def now() -> str:
+    """The time as an ISO string of whole seconds."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,91 @@
+"""Which rank's word on the end of an attempt counts, and what all ranks' files add up to."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftjob.errors import Cause
+from ftjob.results.folder import RunFolder, write_json
+from ftjob.results.statuses import attempt_facts, merged_status
+
+
+def status(
+    rank: int, code: int | None, *, lost: int | None = None, attempt: int = 0, **more: Any
+) -> dict[str, Any]:
+    """A status file of another host; `lost` is the rank that was given up."""
+    cause = None
+    if lost is not None:
+        cause = Cause(code or 1, "no sign of life", lost, lost=True).as_dict()
+    elif code:
+        cause = Cause(code, f"cause of rank {rank}", rank).as_dict()
+    return {
+        "rank": rank,
+        "attempt": attempt,
+        "code": code,
+        "cause": cause,
+        "started": "2026-01-01T00:00:00+00:00",
+        "heartbeat": "2026-01-01T00:00:09+00:00",
+        "host": "elsewhere",
+        "pid": 1,
+        "rows": 10 * rank,
+        **more,
+    }
+
+
+# statuses of the ranks -> code and rank of the cause
+CASES = {
+    "all done": ([status(0, 0), status(1, 0)], (0, None)),
+    "a cause, told to all": ([status(0, 3), status(1, 3)], (3, 0)),
+    "a cause, the rest killed by the launcher": (
+        [status(0, None), status(1, 1), status(2, None)],
+        (1, 1),
+    ),
+    "killed without a word, found by rank 0": (
+        [status(0, 124, lost=1), status(1, None)],
+        (137, 1),
+    ),
+    "all killed without a word": ([status(0, None), status(1, None)], (137, 0)),
+    "drained": ([status(0, 75), status(1, 75)], (75, 0)),
+    "a rank was killed, the others told to drain": ([status(0, 75), status(1, None)], (137, 1)),
+    "rank 0 was given up and then aborted": (
+        [status(0, None), status(1, 124, lost=0), status(2, 124, lost=0)],
+        (124, 0),
+    ),
+    "rank 0 was killed, found in the drain after it": (
+        [status(0, None), status(1, 137, lost=0)],
+        (137, 0),
+    ),
+    "an older attempt does not count": ([status(0, 1), status(0, 0, attempt=1)], (0, None)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_first_cause(tmp_path: Path, name: str) -> None:
+    statuses, (code, culprit) = CASES[name]
+    folder = RunFolder(tmp_path)
+    for found in statuses:
+        write_json(folder.status(found["rank"], found["attempt"]), found)
+    merged = merged_status(folder)
+    assert merged["code"] == code
+    assert (merged["cause"] or {"rank": None})["rank"] == culprit
+    assert len(merged["ranks"]) == len(statuses)
+
+
+def test_a_death_without_a_word_reads_so(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for rank, code in itertools.zip_longest(range(2), [0]):
+        write_json(folder.status(rank, 0), status(rank, code))
+    merged = merged_status(folder)
+    assert merged["cause"]["message"].startswith("attempt 0 ended without a status, last heartbeat")
+    assert "2026-01-01T00:00:09" in merged["cause"]["message"]
+
+
+def test_an_attempt_adds_its_ranks_up() -> None:
+    ranks = [status(1, 0), status(2, 0), status(1, 5, attempt=1)]
+    facts = attempt_facts(ranks, 0)
+    assert (facts["rows"], facts["ranks"], facts["code"]) == (30, 2, 0)
+    assert attempt_facts(ranks, 1)["rows"] == 10
