@@ -10,13 +10,16 @@ import json
 import math
 import queue
 import sys
+import threading
 import time
 from pathlib import Path
 
 import torch
 
+from ftjob.batching import Chunk
 from ftjob.checkpoint.stored import BITS
-from ftjob.comm import Solo
+from ftjob.comm import Pulse, Solo
+from ftjob.comm.groups import Wires
 from ftjob.config.compose import compose
 from ftjob.device import DeviceThread, Failed, Message, Ready
 from ftjob.job import Job, prepare
@@ -35,8 +38,8 @@ class Member(Solo):
 class Loader(DeviceThread):
     """A device thread that does not warm up: a stage alone cannot score."""
 
-    def _warm_up(self, stage: Stage) -> None:
-        pass
+    def _step(self, stage: Stage, chunk: Chunk, phase: str) -> tuple[None, float]:
+        return None, 0.0
 
 
 def main() -> int:
@@ -47,7 +50,11 @@ def main() -> int:
     job = prepare(config, Machine((per_node,) * nodes, "cpu", 1 << 36, "assumed"))
     specs = job.plan.of_rank(rank)
     outbox: queue.Queue[Message] = queue.Queue()
-    threads = [Loader(job, s, Member(s.tensor, job.plan.tensor), outbox, Phases()) for s in specs]
+    pulse = Pulse(threading.Event())
+    wires = [Wires(Member(s.tensor, job.plan.tensor), None, None) for s in specs]
+    threads = [
+        Loader(job, s, w, pulse, outbox, Phases()) for s, w in zip(specs, wires, strict=True)
+    ]
     torch.ones(8, 8) @ torch.ones(8, 8)  # the libraries' own buffers are no weights
     print("ready", flush=True)
     sys.stdin.readline()
