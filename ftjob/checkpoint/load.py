@@ -20,7 +20,6 @@ from ftjob.checkpoint.random import fill_random
 from ftjob.checkpoint.ranged import DTYPES, read_region, region_shape
 from ftjob.checkpoint.shard import Placed, Region
 from ftjob.errors import CheckpointError
-from ftjob.memory import scratch
 
 
 class Source(Protocol):
@@ -104,7 +103,7 @@ def cut_tensors(
     """
     rooms = {placed.parameter: room(placed.parameter) for placed in held}
     shared = max((r.nbytes for r in rooms.values() if r.is_meta), default=0)
-    buffer = scratch(shared, dtype=torch.uint8, device=source.device)
+    buffer = torch.empty(shared, dtype=torch.uint8, device=source.device)
     for placed in held:
         rule, part = placed.rule, rooms[placed.parameter]
         shape = rule.parameter_shape(ways)

@@ -18,7 +18,6 @@ import torch
 from ftjob.checkpoint.shard import Region
 from ftjob.checkpoint.stored import StoredTensor
 from ftjob.errors import CheckpointError
-from ftjob.memory import scratch
 
 DTYPES = MappingProxyType(
     {
@@ -73,8 +72,6 @@ def _run_axis(shape: Sequence[int], region: Region) -> int:
     axis = max(0, len(shape) - 1)
     while axis > 0 and region_shape(region)[axis] == shape[axis]:
         axis -= 1
-    while axis > 0 and region[axis - 1].stop - region[axis - 1].start == 1:
-        axis -= 1
     return axis
 
 
@@ -126,10 +123,10 @@ def _read_in_pieces(file: int, stored: StoredTensor, region: Region, out: torch.
     cut = next((a for a, n in enumerate(shape) if n > 1), 0)
     length = shape[cut] if shape else 1
     each = min(length, max(1, _PIECE // (out.numel() // length * dtype.itemsize)))
-    buffer = scratch(out.numel() // length * each, dtype=dtype, device=cpu)
+    buffer = torch.empty(out.numel() // length * each, dtype=dtype, device=cpu)
     # Turned within the cache first, a piece is copied in half the time.
     turns = len(shape) == 2 and cut == 0 and out.stride(0) == 1
-    turned = scratch(buffer.numel() if turns else 0, dtype=dtype, device=cpu)
+    turned = torch.empty(buffer.numel() if turns else 0, dtype=dtype, device=cpu)
     read = 0
     for start in range(0, length, each):
         sizes, part, place = shape, region, out

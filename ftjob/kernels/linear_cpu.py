@@ -11,7 +11,6 @@ from types import MappingProxyType
 
 import torch
 
-from ftjob.memory import scratch
 from ftjob.model.arch import Activation
 
 # oneDNN sums a float32 product front to back, so its rounding error grows with the number of
@@ -49,7 +48,7 @@ def pack(weight: torch.Tensor, whole: bool) -> list[torch.Tensor]:
     """
     parts = torch.split(weight, weight.shape[1] if whole else BLOCK, dim=1)
     dense = all(part.is_contiguous() for part in parts)
-    room = scratch(0 if dense else parts[0].numel(), dtype=weight.dtype, device=weight.device)
+    room = torch.empty(0 if dense else parts[0].numel(), dtype=weight.dtype, device=weight.device)
     blocks = []
     for part in parts:
         block = part if dense else room[: part.numel()].view(part.shape).copy_(part)

@@ -45,7 +45,7 @@ def test_load_holds_no_second_copy(
     assert made["held_bytes"] == made["weight_bytes"] > 30e6
     # Beside the weights: a few megabytes a device for the tensor in hand, and what malloc keeps.
     devices = 2 if "parallel.tensor=2" in overrides else 1
-    assert made["peak_bytes"] - made["before_bytes"] <= made["weight_bytes"] + devices * 15e6
+    assert made["peak_bytes"] - made["before_bytes"] <= made["weight_bytes"] + devices * 20e6
     if weights == "saved":
         assert made["slice_bytes"] <= made["bytes_read"] <= 1.05 * made["slice_bytes"]
 

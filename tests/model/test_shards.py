@@ -79,6 +79,11 @@ def test_fused_qkv_gives_each_rank_its_own_heads(ways: int) -> None:
         assert torch.equal(out[:, 0] // ARCH.hidden, heads)  # its input rows are the same heads
 
 
+def test_fused_parts_that_are_all_wanted_are_one_region() -> None:
+    assert Split(axis=1, fused=3).regions((4, 6), 0, 1) == [(slice(0, 4), slice(0, 6))]
+    assert len(Split(axis=1, fused=3).regions((4, 6), 1, 2)) == 3
+
+
 def test_vocabulary_padding_lies_at_the_end() -> None:
     cut = Split(axis=0, padded=True)
     taken = [cut.regions((5, 2), rank, 4)[0][0] for rank in range(4)]
