@@ -134,7 +134,8 @@ class Link(Protocol):
         """A context in which signs of life are sent although the main thread is busy."""
 
     def leave(self, code: int, meet: bool, limit_s: float) -> None:
-        """End this process's part: meet the others within `limit_s`, or abort all of them."""
+        """End this process's part: meet the others within `limit_s`, or abort all of them. Between
+        processes it returns only where `code` is 0."""
 
 
 class LocalLink:

@@ -186,6 +186,8 @@ class Rank:
         device.held.remove(chunk.sequence)
         device.rows += len(chunk.requests)
         device.tokens += chunk.tokens
+        device.chunks += 1
+        device.largest_chunk = max(device.largest_chunk, chunk.tokens)
         device.busy_s += message.seconds
         if message.scored is not None:
             records = [

@@ -21,7 +21,8 @@ from ftjob.telemetry import Phases
 
 @dataclass
 class DeviceState:
-    """What the main thread knows of a device. `held` are the sequence numbers of its chunks."""
+    """What the main thread knows of a device. `held` are the sequence numbers of its chunks,
+    `largest_chunk` the tokens of the largest it is through with."""
 
     thread: DeviceThread
     name: str = ""
@@ -30,6 +31,8 @@ class DeviceState:
     ready: bool = False
     rows: int = 0
     tokens: int = 0
+    chunks: int = 0
+    largest_chunk: int = 0
     busy_s: float = 0.0
 
 
@@ -76,6 +79,8 @@ class RankStatus:
             "attempt": self.phases.attempt,
             "rows": device.rows,
             "tokens": device.tokens,
+            "chunks": device.chunks,
+            "largest_chunk": device.largest_chunk,
             "busy_s": round(device.busy_s, 4),
             "weight_bytes": device.weight_bytes,
             "spec": asdict(device.thread.spec),

@@ -17,6 +17,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+# A gap within a phase is kept where it is this share of the time so far: about a pixel of the
+# report's time line. So the list grows with the logarithm of the time, not with the chunks.
+SEEN_GAP = 0.002
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -48,6 +52,7 @@ class Phases:
         self.rank, self.attempt = rank, attempt
         self.origin = process_start() if origin is None else origin
         self._done: list[tuple[str, int | None, float, float]] = []
+        self._last: dict[int | None, int] = {}  # device -> where its last phase is in `_done`
         self._open: dict[int, str | None] = {}
         self._lock = threading.Lock()
 
@@ -69,13 +74,16 @@ class Phases:
         self._open[me] = before
 
     def add(self, name: str, start_s: float, end_s: float, device: int | None = None) -> None:
-        """Add a phase that was timed elsewhere; one that follows its like at once is joined."""
+        """Add a phase that was timed elsewhere; one that follows its like on the same device
+        without a gap to be seen is joined to it."""
         with self._lock:
-            if self._done:
-                last = self._done[-1]
-                if last[:2] == (name, device) and start_s - last[3] < 0.05:
-                    self._done[-1] = (name, device, last[2], end_s)
+            at = self._last.get(device)
+            if at is not None:
+                last = self._done[at]
+                if last[0] == name and start_s - last[3] < SEEN_GAP * end_s:
+                    self._done[at] = (name, device, last[2], end_s)
                     return
+            self._last[device] = len(self._done)
             self._done.append((name, device, start_s, end_s))
 
     def current(self) -> str | None:

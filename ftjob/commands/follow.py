@@ -43,8 +43,6 @@ def follow(world: World) -> int:
         if isinstance(told, Stop):
             link.send(0, Closed())
             told = await_leader(link, limit_s)
-    finally:
-        signals.restore()
     if not isinstance(told, Leave):
         lost = lost_rank(0, limit_s, "serve")
         if world.rank == 1:

@@ -15,7 +15,8 @@ from ftjob.config.compose import compose
 from ftjob.job import ModelSource, open_model, shape_arch
 from ftjob.launch.world import detect_world, make_machine
 from ftjob.model.families import family
-from ftjob.plan import Plan, check_length, make_plan
+from ftjob.pipeline import equal_bubble, stage_costs, steady_bubble, wanted_share
+from ftjob.plan import Plan, check_length, layer_spans, make_plan
 
 
 def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
@@ -70,6 +71,7 @@ def render(
         f"workspace  {size(plan.workspace_bytes)} a device for batches of {plan.max_tokens} "
         "tokens (estimate)",
         _batch_line(plan, input_len, output_len),
+        *_pipeline_line(config, source, plan),
     ]
     return "\n".join(lines) + "\n"
 
@@ -110,6 +112,23 @@ def _batch_line(plan: Plan, input_len: int, output_len: int) -> str:
         f"which has {size(plan.machine.memory_bytes)}. Raise parallel.tensor or "
         "parallel.pipeline, or lower batch.max_tokens."
     )
+
+
+def _pipeline_line(config: JobConfig, source: ModelSource, plan: Plan) -> list[str]:
+    """The share of time in which stages wait, for few micro-batches, more, and no end of them."""
+    if plan.pipeline == 1:
+        return []
+    arch, stages = source.arch, plan.pipeline
+    spans = layer_spans(arch.layers, stages)
+    share = wanted_share(config.dataset)
+    costs = stage_costs(spans, arch.hidden, arch.ffn, arch.vocab, share)
+    few, more = 4 * stages, 16 * stages
+    bubbles = [equal_bubble(costs, few), equal_bubble(costs, more), steady_bubble(costs)]
+    low, middle, end = (f"{100 * bubble:.0f} %" for bubble in bubbles)
+    return [
+        f"pipeline   bubble {low} with {few} micro-batches of {plan.max_tokens} tokens a replica, "
+        f"{middle} with {more}, {end} in the long run (stages of unequal work)"
+    ]
 
 
 def _ranges(numbers: list[int]) -> str:

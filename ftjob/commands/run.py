@@ -65,7 +65,8 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
         print(f"ftjob: {cause.traceback or error}", file=sys.stderr, flush=True)
         code = cause.code
     finally:
-        signals.restore()
+        if world.size == 1:  # else the launcher's TERM, as soon as the first rank leaves, meets us
+            signals.restore()
     dismiss(link or open_link(world, limit_s), code, limit_s, meet=not lost)
     return code
 

@@ -102,7 +102,10 @@ class BatchConfig:
     """How rows become batches. Answers do not depend on it."""
 
     max_tokens: Literal["auto"] | int = key(
-        "auto", "tokens in one batch; auto is 2048 on CPU, 16384 on GPU", rule=at_least(1)
+        "auto",
+        "tokens in one batch; auto is 2048 on CPU, 16384 on GPU, divided by the pipeline's stages "
+        "but at least 512 and 2048",
+        rule=at_least(1),
     )
     window: int = key(16384, "rows sorted by length at a time", rule=at_least(1))
     order: Literal["length", "dataset"] = key("length", "order of rows within a window")

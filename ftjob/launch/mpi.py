@@ -92,8 +92,10 @@ class MpiLink:
             self._heard = [heard + time.monotonic() - start for heard in self._heard]
 
     def leave(self, code: int, meet: bool, limit_s: float) -> None:
-        """Meet all ranks, so that none is killed by its launcher while it still writes; then end
-        MPI, cleanly after success. Where they do not come, abort all of them: does not return."""
+        """Meet all ranks, so that none is killed by its launcher while it still writes; where they
+        do not come, abort all of them. Returns after success only: with another code the process
+        ends here, because the launcher stops it as soon as the first rank has gone.
+        """
         met = False
         if meet:
             request = self._control.Ibarrier()
@@ -103,9 +105,12 @@ class MpiLink:
         if not met:
             time.sleep(PRINT_S)
             self._mpi.COMM_WORLD.Abort(code)
-        if code == 0:
-            self.poll()  # MPI ends cleanly only where nothing is left unread
-            self._mpi.Finalize()
+        if code:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        self.poll()  # MPI ends cleanly only where nothing is left unread
+        self._mpi.Finalize()
 
 
 def connect(rank: int, size: int, launcher: str, limit_s: float) -> MpiLink:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ftjob.errors import DEADLINE, DONE, DRAINED, KILLED, Cause, RunFolderError
+from ftjob.errors import DONE, DRAINED, KILLED, Cause, RunFolderError
 from ftjob.results.folder import RunFolder, is_running
 
 Json = dict[str, Any]
@@ -47,33 +47,28 @@ def merged_status(folder: RunFolder) -> Json:
 def first_word(statuses: list[Json]) -> Json:
     """Of an attempt's ranks, the one whose word on the end counts.
 
-    A cause comes before a death without a word, that before one inferred from silence, that before
-    a drain which such a death may have brought about. But where the others gave rank 0 up after
-    its silence, they ended it themselves: its death is no cause.
+    A cause comes before the loss of a rank that a survivor saw, that before a death without a word
+    (the survivors may have ended the lost rank), that before a drain such a death may have brought
+    about.
     """
-    given_up = any(s["rank"] != 0 and _lost(s) and s["code"] == DEADLINE for s in statuses)
 
     def precedence(status: Json) -> tuple[int, int]:
-        code = status["code"]
+        code, cause = status["code"], status["cause"] or {}
         if code == DONE:
             kind = 5
         elif code is None:
             kind = 4
         elif code == DRAINED:
             kind = 3
-        elif _lost(status):
-            kind = 2
+        elif cause.get("lost"):
+            kind = 1
         elif code == KILLED:
-            kind = 3 if given_up and status["rank"] == 0 else 1
+            kind = 2
         else:
             kind = 0
         return kind, status["rank"]
 
     return min(statuses, key=precedence)
-
-
-def _lost(status: Json) -> bool:
-    return bool((status["cause"] or {}).get("lost"))
 
 
 def cause_text(cause: Json | None) -> str | None:

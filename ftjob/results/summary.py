@@ -24,8 +24,10 @@ from ftjob.errors import (
     ConfigError,
     RunFolderError,
 )
+from ftjob.pipeline import wanted_share
 from ftjob.results.folder import RunFolder, read_json_file, write_json, write_text
 from ftjob.results.journal import History, raw_lines, read_history
+from ftjob.results.pipeline import pipeline_facts, with_stages
 from ftjob.results.statuses import attempt_facts, cause_text, merged_status, throughput
 from ftjob.tasks import make_task
 from ftjob.tasks.base import Summary, Task
@@ -164,7 +166,8 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
     environment = read_json_file(folder.file("environment.json"))
     plan = read_json_file(folder.file("plan.json"))
     ranks = status["ranks"]
-    devices = [{k: v for k, v in d.items() if k != "spec"} for s in ranks for d in s["devices"]]
+    phases, devices = with_stages(ranks)
+    bubble = pipeline_facts(ranks, plan["model"], wanted_share(config.dataset))
     last, summary = ranks[-1], score.summary
     # an attempt that died early has not seen the data set; one before it may have
     dataset = max((s["dataset"] for s in ranks), key=lambda d: int(d["total"]))
@@ -211,7 +214,8 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
         },
         "expect": expect,
         "throughput": throughput(ranks),
-        "phases": [p for s in ranks for p in s["phases"]],
+        **({"pipeline": bubble} if bubble else {}),
+        "phases": phases,
         "devices": devices,
         "attempts": [
             attempt_facts(ranks, number) for number in sorted({s["attempt"] for s in ranks})

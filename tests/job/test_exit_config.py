@@ -9,7 +9,7 @@ import pytest
 from harness import Place
 
 MPIRUN = {"PMI_RANK": "0", "PMI_SIZE": "2"}
-OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
+OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}
 
 REFUSED = {

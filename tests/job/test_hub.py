@@ -64,7 +64,7 @@ def test_checkpoint_from_the_cache(
 def test_known_models_keep_their_shape(place: Place, home: Path) -> None:
     """conf/model/gpt345m.yaml says 24 layers, and the cache holds a model of 2."""
     done = place("model=gpt345m", env={"HF_HOME": str(home)})
-    done.expect(2, "model.arch.layers=24", "model=gpt345m", "says 2", "model=gpt2")
+    done.expect(2, "model.arch.layers=24", "model=gpt345m", "says 5", "model=gpt2")
     assert [f.name for f in place.cwd.iterdir() if f.name not in ("hf", "old")] == []
 
 

@@ -79,7 +79,7 @@ def test_json_and_yaml_parse(finished: Finished, base: tuple[str, ...]) -> None:
     stated = (run / "overrides.txt").read_text(encoding="utf-8").splitlines()
     assert stated == [*base, "dataset.expect={acc: 0.33}", "run.dir=run"]
     device = load(run / "plan.json")["plan"]["devices"][0]
-    assert (device["first_layer"], device["last_layer"]) == (0, 2)
+    assert (device["first_layer"], device["last_layer"]) == (0, 5)
     assert load(run / "environment.json")["argv"] == stated
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import ROWS, Ended, Place, ended, lines, load
+from harness import ROWS, Ended, Place, ended, lines, load, wait_for
 
 pytestmark = pytest.mark.timeout(120)
 Finished = tuple[Path, str, str]
@@ -58,6 +58,14 @@ RAISES = "raise ValueError('put in by the test')"
 HANGS = "time.sleep(600)"
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 STOPPED = "os.kill(os.getpid(), signal.SIGSTOP)"
+# The launcher and its helper are frozen first, so that they do not kill the survivor.
+KILLED_ALONE = """
+    for pid in (os.getppid(), int(Path(f"/proc/{os.getppid()}/stat").read_text().split()[3])):
+        with Path("launcher").open("a") as file:
+            print(pid, file=file)
+        os.kill(pid, signal.SIGSTOP)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,9 @@ CASES = {
     ),
     "rank 0 stops answering": Case(0, STOPPED, 124, ("rank 0", "no sign of life")),
     "a rank is killed": Case(1, KILLED, None),
+    "a rank is killed and its launcher sleeps": Case(
+        1, KILLED_ALONE, 124, ("rank 1", "in score", "no sign of life")
+    ),
     "rank 0 is killed": Case(0, KILLED, None, layout=TENSOR),
     "a rank raises before the first message": Case(
         1, RAISES, 1, ("rank 1 in prepare", "put in by the test"), at="hello"
@@ -124,11 +135,20 @@ class Ends:
             "misbehaves", MISBEHAVES.format(rank=case.rank, act=case.act, at=case.at)
         )
         self.arguments = (*base, "batch.max_tokens=128", "run.dir=run", *case.layout)
-        self.ended: Ended = ended(
-            driver.ranks(2).start(*self.arguments, "run.deadline_s=3"), timeout=60
-        )
-        self.began = float((place.cwd / "when").read_text())
-        self.pids = [int(f.read_text()) for f in sorted(place.cwd.glob("pid*"))]
+        process = driver.ranks(2).start(*self.arguments, "run.deadline_s=3")
+        if case.act == KILLED_ALONE:
+            wait_for((place.cwd / "when").exists, process)
+            self.find_pids()
+            self.check_gone()
+            for pid in (place.cwd / "launcher").read_text().split():
+                os.kill(int(pid), signal.SIGCONT)
+        self.ended: Ended = ended(process)
+        self.find_pids()
+
+    def find_pids(self) -> None:
+        """The ranks' processes, and when one of them misbehaved."""
+        self.began = float((self.place.cwd / "when").read_text())
+        self.pids = [int(f.read_text()) for f in sorted(self.place.cwd.glob("pid*"))]
 
     def check_gone(self) -> None:
         """All processes have ended in time; mpirun may end a moment before they do."""
@@ -166,7 +186,9 @@ def test_case(place: Place, base: tuple[str, ...], finished: Finished, name: str
         check_first_cause(job, case)
     elif case.words:
         assert all(word in job.ended.err for word in case.words), job.ended.err
-    if case.code is not None:
+    if case.act == KILLED_ALONE:
+        pass  # the launcher itself was disturbed
+    elif case.code is not None:
         assert job.ended.code == case.code, job.ended.err
     else:
         assert job.ended.code not in (0, 75)

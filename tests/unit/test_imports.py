@@ -20,6 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {str(f.relative_to(PACKAGE)): ast.parse(f.read_text("utf-8")) for f in FILES}
 STDLIB_ONLY = (
     "errors.py",
+    "pipeline.py",
     "plan.py",
     "checkpoint/shard.py",
     "model/arch.py",

@@ -225,6 +225,17 @@ def test_batch_tokens_follow_the_device_unless_named() -> None:
     assert plan(config(batch={"max_tokens": 77}), machine(1)).max_tokens == 77
 
 
+def test_batches_of_a_pipeline_are_smaller_down_to_a_limit() -> None:
+    def tokens(stages: int, device: str, **groups: dict[str, Any]) -> int:
+        made = config(1, stages, **groups)
+        return plan(made, Machine((stages,), device, 10**9, "test")).max_tokens
+
+    assert [tokens(p, "cpu") for p in (1, 2, 3, 4, 10)] == [2048, 1024, 682, 512, 512]
+    assert [tokens(p, "cuda") for p in (1, 2, 5, 8, 10)] == [16384, 8192, 3276, 2048, 2048]
+    assert tokens(4, "cpu", batch={"max_tokens": 2048}) == 2048
+    assert plan(config(2, 1, 2), machine(4)).max_tokens == 2048
+
+
 def test_plan_is_plain_json() -> None:
     made = plan(config(2, 2), machine(4))
     assert json.loads(json.dumps(made.as_dict()))["devices"][3]["pipeline"] == 1
@@ -263,6 +274,36 @@ def test_175b_on_16_nodes_of_8_prints_without_torch() -> None:
     stages = [line.split() for line in done.stdout.splitlines() if line[:1].isdigit()]
     assert [s[:2] for s in stages] == [[str(i), f"{6 * i}-{6 * i + 5}"] for i in range(16)]
     assert {"rows", "fit"} <= set(done.stdout.split())
+    # 15 / (64 + 15) and 15 / (256 + 15) for equal stages; the last one has less to do
+    assert (
+        "pipeline   bubble 19 % with 64 micro-batches of 2048 tokens a replica, 6 % with 256, 1 % "
+        "in the long run" in done.stdout
+    )
+
+
+def test_bubble_is_stated_for_several_stages_only() -> None:
+    """Two stages of the demo model, by hand: layers of 12 h^2, the last one's 9 h^2 and the head
+    at one position in sixteen."""
+    h, v = 384, 8192
+    first = 4 * 12 * h * h
+    last = 3 * 12 * h * h + 3 * h * h + (9 * h * h + h * v) / 16
+    both = command("parallel.pipeline=2", "cluster.devices_per_node=2")
+    assert both.returncode == 0, both.stderr
+    shares = [1 - m * (first + last) / (2 * (m * first + last)) for m in (8, 32)]
+    shares.append(1 - (first + last) / (2 * first))
+    low, middle, end = (f"{100 * share:.0f} %" for share in shares)
+    assert (
+        f"pipeline   bubble {low} with 8 micro-batches of 1024 tokens a replica, {middle} with 32, "
+        f"{end} in the long run (stages of unequal work)\n" in both.stdout
+    )
+    every = command("parallel.pipeline=2", "cluster.devices_per_node=2", "dataset.ngrams=1")
+    assert every.returncode == 0, every.stderr
+    last += (9 * h * h + h * v) * 15 / 16
+    assert f", {100 * (1 - (first + last) / (2 * last)):.0f} % in the long run" in every.stdout
+    assert f", {end} in the long run" not in every.stdout
+    alone = command("parallel.tensor=2", "cluster.devices_per_node=2")
+    assert alone.returncode == 0, alone.stderr
+    assert "bubble" not in alone.stdout
 
 
 @pytest.mark.parametrize(

@@ -44,10 +44,8 @@ CASES = {
         [status(0, None), status(1, 1), status(2, None)],
         (1, 1),
     ),
-    "killed without a word, found by rank 0": (
-        [status(0, 124, lost=1), status(1, None)],
-        (137, 1),
-    ),
+    "given up by rank 0": ([status(0, 124, lost=1), status(1, None)], (124, 1)),
+    "given up, but it had a cause": ([status(0, 124, lost=1), status(1, 3)], (3, 1)),
     "all killed without a word": ([status(0, None), status(1, None)], (137, 0)),
     "drained": ([status(0, 75), status(1, 75)], (75, 0)),
     "a rank was killed, the others told to drain": ([status(0, 75), status(1, None)], (137, 1)),

@@ -44,6 +44,7 @@ def render_html(results: dict[str, Any], config_yaml: str, environment: dict[str
         timeline=plots.timeline(results),
         devices=tables.devices(results),
         phases=tables.phases(results),
+        pipeline=tables.pipeline(results),
         given=tables.given(results),
         failed=tables.failed(results),
         attempts=tables.attempts(results),
@@ -83,7 +84,8 @@ def render_markdown(results: dict[str, Any], environment: dict[str, Any]) -> str
     lines += ["", *_markdown_scores(results)]
     lines += _facts_table("Throughput", tables.throughput(results))
     listed = [tables.chart_values(chart) for chart in facts.records(results, "charts")]
-    listed += [tables.devices(results), tables.phases(results), *tables.given(results)]
+    listed += [tables.devices(results), tables.pipeline(results), tables.phases(results)]
+    listed += tables.given(results)
     listed += [tables.failed(results), tables.attempts(results)]
     for table in listed:
         lines += _markdown_table(table)

@@ -207,6 +207,17 @@ def samples(results: Mapping[str, Any]) -> str:
     return f"{'Scored' if scored else 'Planned'}: {', '.join(texts)}" if texts else ""
 
 
+def micro_batches(results: Mapping[str, Any]) -> str:
+    """How many micro-batches a replica's stages got; empty where there were no stages."""
+    counts = [n for n in items(part(results, "pipeline"), "micro_batches") if real(n) is not None]
+    if not counts:
+        return ""
+    least, most = number(min(counts)), number(max(counts))
+    word = "micro-batch" if most == "1" else "micro-batches"
+    each = f"{least} {word}" if least == most else f"{least} to {most} {word}"
+    return each if len(counts) == 1 else f"{each} a replica"
+
+
 def phase_spans(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The phases that have a start. One without an end was cut off: it ends with its attempt."""
     spans = [p for p in records(results, "phases") if real(p.get("start_s")) is not None]
@@ -223,9 +234,15 @@ def phase_spans(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def lane_name(where: Mapping[str, Any]) -> str:
-    """`rank 0` or `rank 0 device 1`."""
+    """`rank 0`, `rank 0 device 1`, or `rank 0 device 1 (stage 1)` in a pipeline."""
     rank = f"rank {where.get('rank', 0)}"
-    return rank if where.get("device") is None else f"{rank} device {where['device']}"
+    return rank if where.get("device") is None else f"{rank} {device_name(where)}"
+
+
+def device_name(where: Mapping[str, Any]) -> str:
+    """`device 1`, or `device 1 (stage 1)` in a pipeline."""
+    stage = f" (stage {where['stage']})" if where.get("stage") is not None else ""
+    return f"device {where.get('device')}{stage}"
 
 
 def phase_times(results: Mapping[str, Any]) -> dict[tuple[int, str], dict[str, float]]:

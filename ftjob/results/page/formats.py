@@ -53,6 +53,12 @@ def measured(value: Any, unit: str = "", stderr: Any = None) -> str:
     return f"{text}%" if percent else f"{text} {unit}".rstrip()
 
 
+def share(value: Any) -> str:
+    """A share of time as per cent: 4.3%."""
+    x = real(value)
+    return MISSING if x is None else f"{100 * x:.1f}%"
+
+
 def limit(value: Any, unit: str = "") -> str:
     """A number somebody chose, such as an expected minimum, without digits nobody gave."""
     x = real(value)

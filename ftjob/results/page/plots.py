@@ -16,7 +16,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from ftjob.results.page.facts import lane_name, phase_spans, records
+from ftjob.results.page.facts import device_name, lane_name, phase_spans, records
 from ftjob.results.page.formats import duration, measured, number, one_line, real
 
 # Colours that stand for CSS variables until the SVG text is rewritten.
@@ -27,7 +27,7 @@ VARIABLES = MappingProxyType(
 # Known phases keep their colour from report to report; others take the last two in turn.
 PHASES = ("compose", "import", "read", "load", "warm-up", "score", "merge", "report")
 STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400)
-MAX_LANES = 160
+MAX_LANES, MAX_BARS = 160, 5000
 HEAD = 24  # pixels above the first lane, where the seconds stand
 
 
@@ -161,33 +161,52 @@ def timeline(results: Mapping[str, Any]) -> Markup:
             y += 24
         for lane, members in lanes[: max(0, MAX_LANES - drawn)]:
             names.append(_lane_label(lane, members[0], y, step))
-            bars += [_bar(span, end, y, step, spans) for span in members]
+            seen = _joined(members, end * min(n, MAX_LANES) / MAX_BARS)
+            bars += [_bar(span, end, y, step, spans) for span in seen]
             y, drawn = y + step, drawn + 1
     spoken = f"Time line of {n} lanes over {duration(end)}. The table of phases has the numbers."
     note = "Faded bars were cut off. " if any(span["cut"] for span in spans) else ""
     note += f"{MAX_LANES} of {n} lanes are drawn." if drawn < n else ""
+    staged = ""
+    if any(span.get("stage") is not None for span in spans):
+        staged = " staged"
+        note += " Gaps shorter than about 0.2 % of the time before them are not drawn."
     return Markup(
         f'{_legend(spans)}<div class="timeline" role="img" aria-label="{spoken}">'
-        f'<svg class="names" height="{y + 4}">{"".join(names)}</svg>'
+        f'<svg class="names{staged}" height="{y + 4}">{"".join(names)}</svg>'
         f'<svg class="plot" height="{y + 4}">{_ticks(end, y)}{"".join(bars)}</svg>'
         f'</div><p class="small">{note}</p>'
     )
 
 
 def _lanes(spans: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Spans by lane, a rank before its devices; long spans first, so that short ones lie on top."""
+    """Spans by lane, a rank before its devices."""
     lanes: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for span in spans:
         device = span.get("device")
         key = (int(span.get("rank") or 0), -1 if device is None else int(device))
         lanes.setdefault(key, []).append(span)
-    ordered = [(lane_name(lanes[key][0]), lanes[key]) for key in sorted(lanes)]
-    return [(n, sorted(m, key=lambda s: float(s["start_s"] - s["end_s"]))) for n, m in ordered]
+    return [(lane_name(lanes[key][0]), lanes[key]) for key in sorted(lanes)]
+
+
+def _joined(members: Sequence[dict[str, Any]], gap: float) -> list[dict[str, Any]]:
+    """A lane's spans without gaps of less than `gap` seconds within a phase, so that a page of
+    many batches stays small; long spans first, so that short ones lie on top."""
+    found: list[dict[str, Any]] = []
+    last: dict[str, dict[str, Any]] = {}
+    for span in sorted(members, key=lambda s: float(s["start_s"])):
+        before = last.get(span["name"])
+        if before is not None and span["start_s"] - before["end_s"] < gap:
+            before.update(end_s=max(before["end_s"], span["end_s"]), cut=span["cut"])
+        else:
+            last[span["name"]] = dict(span)
+            found.append(last[span["name"]])
+    return sorted(found, key=lambda s: float(s["start_s"] - s["end_s"]))
 
 
 def _lane_label(lane: str, member: Mapping[str, Any], y: int, step: int) -> str:
     device = member.get("device")
-    indent, text = (0, lane) if device is None else (12, f"device {device}")
+    indent, text = (0, lane) if device is None else (12, device_name(member))
     small = ' class="small"' if step < 16 else ""
     return f'<text x="{indent}" y="{y + step / 2 + 4:g}"{small}>{escape(text)}</text>'
 

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ftjob.errors import DONE
-from ftjob.results.page.facts import attempts_differ, items, part, phase_spans, phase_times, records
+from ftjob.results.page.facts import (
+    attempts_differ,
+    items,
+    micro_batches,
+    part,
+    phase_spans,
+    phase_times,
+    records,
+)
 from ftjob.results.page.formats import (
     MISSING,
     duration,
@@ -21,6 +29,7 @@ from ftjob.results.page.formats import (
     pairs,
     real,
     scalar,
+    share,
     size,
 )
 
@@ -77,6 +86,9 @@ def throughput(results: Mapping[str, Any]) -> list[tuple[str, str]]:
             (f"tokens per device, mean of {n}", number(None if tokens is None else tokens / n)),
             ("tokens per second per device", number(None if rate is None else rate / n)),
         ]
+    if "bubble" in (bubble := part(results, "pipeline")):
+        label = f"pipeline bubble, {share(bubble.get('predicted'))} predicted"
+        found.append((label, share(bubble["bubble"])))
     return found
 
 
@@ -109,6 +121,29 @@ def devices(results: Mapping[str, Any]) -> Table:
     note = f"{'Every device' if len(found) > 1 else 'Device'}: {names.pop()}." if one_name else ""
     note += f" {idle} of {len(found)} scored no rows." if idle else ""
     return Table("Rows and tokens per device", columns, rows, note, shares=shares)
+
+
+def pipeline(results: Mapping[str, Any]) -> Table:
+    """The bubble, stage by stage: the time without work, measured beside predicted."""
+    bubble = part(results, "pipeline")
+    rows = [
+        [
+            scalar(stage.get("stage")),
+            "-".join(str(layer) for layer in items(stage, "layers")),
+            share(stage.get("bubble")),
+            share(stage.get("predicted")),
+        ]
+        for stage in records(bubble, "each")
+    ]
+    if rows:
+        rows.append(["all", MISSING, share(bubble.get("bubble")), share(bubble.get("predicted"))])
+    note = (
+        f"{micro_batches(results)}. Idle is the share of time without work of its own, from a "
+        "replica's first batch to its last. Predicted is what filling, draining and stages of "
+        "unequal work cost on devices that share no cores."
+    )
+    columns = ["Stage", "Layers", "Idle, measured", "Idle, predicted"]
+    return Table("Pipeline bubble", columns, rows, note)
 
 
 def phases(results: Mapping[str, Any]) -> Table:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftjob.errors import DONE
-from ftjob.results.page.facts import Score, part, phase_times, samples, scores, state
-from ftjob.results.page.formats import ascii_line, duration, number, real
+from ftjob.results.page.facts import Score, micro_batches, part, phase_times, samples, scores, state
+from ftjob.results.page.formats import ascii_line, duration, number, real, scalar, share
 
 WIDTH = 80
 MAX_LINES = 25
@@ -40,6 +40,13 @@ def render_summary(results: Mapping[str, Any]) -> str:
         ("failed samples", part(results, "failed").get("count")),
         ("failed samples allowed", part(results, "failed").get("max_failed")),
     ]
+    if bubble := part(results, "pipeline"):
+        lines += [
+            ("pipeline stages", bubble.get("stages")),
+            ("pipeline micro-batches", scalar(bubble.get("micro_batches"))),
+            ("pipeline bubble", bubble.get("bubble")),
+            ("pipeline bubble predicted", bubble.get("predicted")),
+        ]
     for score in scores(results):
         key = f"{score.task} {score.name}{',' if score.kept else ''}{score.kept}"
         lines.append((key, score.value))
@@ -119,6 +126,9 @@ def _work(results: Mapping[str, Any]) -> list[str]:
     if speed:
         pace = f"{number(speed.get('rows_per_s'))} rows/s, {number(speed.get('tokens_per_s'))}"
         found.append(_row("speed", f"{pace} tokens/s over {duration(speed.get('seconds'))}"))
+    if "bubble" in (bubble := part(results, "pipeline")):
+        text = f"{share(bubble['bubble'])}, {share(bubble.get('predicted'))} predicted"
+        found.append(_row("pipeline bubble", f"{text} for {micro_batches(results)}"))
     return found
 
 
