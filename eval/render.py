@@ -17,7 +17,12 @@ SUITES = Path(__file__).resolve().parent / "suites"
 def render(name: str) -> str:
     """The report of reports/raw/NAME.json as Markdown."""
     raw = read_raw(name)
-    renderers = {"suite": render_suite, "bench": render_bench, "kills": render_kills}
+    renderers = {
+        "suite": render_suite,
+        "bench": render_bench,
+        "load": render_load,
+        "kills": render_kills,
+    }
     return renderers[raw["kind"]](name, raw)
 
 
@@ -129,6 +134,41 @@ def render_bench(name: str, raw: dict[str, Any]) -> str:
             f"| {row['name']} | {accuracy} | {median:.2f} | {raw['work'] / median:.0f} | {shown} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def render_load(name: str, raw: dict[str, Any]) -> str:
+    """The load benchmark's report: peak memory and bytes read beside their bounds."""
+    lines = [
+        f"# {raw['title']}",
+        "",
+        *raw["text"],
+        "",
+        f"Rendered by `python -m eval.render` from `raw/{name}.json`; made by `{raw['command']}` "
+        f"on {raw['date']}, commit {raw['commit']}, {raw['cpu']}, {raw['cores']} cores, torch "
+        f"{raw['packages']['torch']}. Of {raw['rounds']} rounds the highest peak and the most "
+        "bytes.",
+        "",
+        "| weights | node | weights, MB | before, MB | peak, MB | peak / weights | "
+        "(peak - before) / weights | 1.2 kept | read / slices |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in raw["cases"]:
+        megabytes = [f"{case[k] / 1e6:.0f}" for k in ("weight_bytes", "before_bytes", "peak_bytes")]
+        whole, added, counted = load_ratios(case)
+        read = f"{case['bytes_read'] / case['slice_bytes']:.4f}" if case["slice_bytes"] else "-"
+        lines.append(
+            f"| {case['weights']} | {case['name']} | {' | '.join(megabytes)} | {whole:.3f} | "
+            f"{added:.3f} | {'yes' if counted <= 1.2 else 'NO'}"
+            f"{', all included' if counted == whole else ''} | {read} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def load_ratios(case: dict[str, Any]) -> tuple[float, float, float]:
+    """Peak over weights, what the load adds over weights, and the one that the bound is for."""
+    whole = case["peak_bytes"] / case["weight_bytes"]
+    added = (case["peak_bytes"] - case["before_bytes"]) / case["weight_bytes"]
+    return whole, added, whole if case["before_bytes"] <= 0.2 * case["weight_bytes"] else added
 
 
 def main() -> int:

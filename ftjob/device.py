@@ -117,15 +117,15 @@ class DeviceThread(threading.Thread):
                 last=spec.last,
             )
             open_files = (
-                FileSource(job.source.index)
+                FileSource(job.source.index, self.device)
                 if job.source.index is not None
-                else nullcontext(RandomSource(job.config.model.seed, self.device, dtype))
+                else nullcontext(RandomSource(job.config.model.seed, self.device))
             )
             missing = {name for name, _ in stage.named_parameters() if not name.endswith(".scale")}
             with open_files as source:
                 held = stage_tensors(job.source.rules, spec)
                 for placed, part in cut_tensors(
-                    source, held, spec.tensor, job.plan.tensor, self.pulse
+                    source, held, spec.tensor, job.plan.tensor, self.pulse, stage.room
                 ):
                     stage.fill(placed.parameter, part, placed.rule.cuts_input)
                     missing.remove(placed.parameter)

@@ -22,7 +22,6 @@ PACKAGES = (
     "torch",
     "numpy",
     "tokenizers",
-    "safetensors",
     "hydra-core",
     "mpi4py",
     "datasets",

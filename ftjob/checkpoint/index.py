@@ -14,22 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from ftjob.checkpoint.shard import TensorRule
+from ftjob.checkpoint.stored import StoredTensor, read_header
 from ftjob.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file: shape and safetensors dtype (F32, F16, BF16, ...)."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -73,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: must hold a JSON object")
@@ -89,24 +78,15 @@ def open_index(folder: Path, prefixes: Sequence[str]) -> CheckpointIndex:
     config = read_json(folder / "config.json")
     tensors: dict[str, StoredTensor] = {}
     for file, listed in _files(folder).items():
-        try:
-            with safe_open(file, framework="np") as reader:
-                names = list(reader.keys())
-                for name in names:
-                    part = reader.get_slice(name)
-                    short = _without_prefix(name, prefixes)
-                    if short in tensors:
-                        raise CheckpointError(
-                            f"{file}: tensor {name} is also in {tensors[short].file.name}"
-                        )
-                    tensors[short] = StoredTensor(
-                        file, name, tuple(part.get_shape()), part.get_dtype()
-                    )
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file}: not a whole safetensors file ({file.stat().st_size} bytes): {error}"
-            ) from None
-        if listed is not None and (absent := sorted(listed - set(names))):
+        found = read_header(file)
+        for tensor in found:
+            short = _without_prefix(tensor.name, prefixes)
+            if short in tensors:
+                raise CheckpointError(
+                    f"{file}: tensor {tensor.name} is also in {tensors[short].file.name}"
+                )
+            tensors[short] = tensor
+        if listed is not None and (absent := sorted(listed - {t.name for t in found})):
             raise CheckpointError(
                 f"{file}: {INDEX_NAME} places tensor {absent[0]} here, but the "
                 "file does not hold it"

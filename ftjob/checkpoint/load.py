@@ -1,100 +1,122 @@
 """A stream of already cut tensors: what one device holds, each once, in the device's dtype.
 
-Reads only the slices the shard rules name (or makes them, for random weights), turns and joins
-them; `device` copies each into its parameter and checks that every parameter was filled once.
+Reads only the slices the shard rules name (or makes them, for random weights), into the parameter
+itself where it holds them as they come; `device` sees to it that every parameter is filled once.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ftjob.checkpoint.index import CheckpointIndex
-from ftjob.checkpoint.random import random_region
+from ftjob.checkpoint.random import fill_random
+from ftjob.checkpoint.ranged import DTYPES, read_region, region_shape
 from ftjob.checkpoint.shard import Placed, Region
 from ftjob.errors import CheckpointError
 
 
 class Source(Protocol):
-    """Where slices come from."""
+    """Where slices come from, and the device that they are for."""
 
-    def read(self, placed: Placed, region: Region) -> torch.Tensor:
-        """The elements of `region`, in the checkpoint's orientation."""
+    @property
+    def device(self) -> torch.device:
+        """Where tensors are to be made."""
+
+    def read(self, placed: Placed, region: Region, out: torch.Tensor) -> None:
+        """Fill `out` with the elements of `region`, in the checkpoint's orientation; `out` has any
+        float dtype and order of axes."""
 
 
 class RandomSource:
     """Slices of the seeded random model."""
 
-    def __init__(self, seed: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.seed, self.device, self.dtype = seed, device, dtype
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.seed, self.device = seed, device
 
-    def read(self, placed: Placed, region: Region) -> torch.Tensor:
-        """The elements of `region`, made on the device."""
+    def read(self, placed: Placed, region: Region, out: torch.Tensor) -> None:
+        """Make the elements of `region` on the device of `out`."""
         rule = placed.rule
-        return random_region(
-            self.seed,
-            placed.source,
-            rule.shape,
-            region,
-            mean=rule.mean,
-            std=rule.std,
-            device=self.device,
-            dtype=self.dtype,
-        )
+        fill_random(out, self.seed, placed.source, rule.shape, region, mean=rule.mean, std=rule.std)
 
 
 class FileSource:
-    """Slices of the safetensors files of an index; a context manager that holds them open."""
+    """Slices of the files of an index; a context manager that holds them open.
 
-    def __init__(self, index: CheckpointIndex) -> None:
-        self.index = index
+    `bytes_read` counts the bytes that reads gave, `bytes_needed` those of the slices asked for.
+    """
+
+    def __init__(self, index: CheckpointIndex, device: torch.device) -> None:
+        self.index, self.device = index, device
+        self.bytes_read = self.bytes_needed = 0
         self._stack = ExitStack()
-        self._readers: dict[Path, Any] = {}
+        self._files: dict[Path, int] = {}
 
     def __enter__(self) -> FileSource:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
+        self._files.clear()
 
-    def read(self, placed: Placed, region: Region) -> torch.Tensor:
-        """The elements of `region`, from the file's map.
+    def read(self, placed: Placed, region: Region, out: torch.Tensor) -> None:
+        """Read the elements of `region`, and no other bytes.
 
         Raises:
             CheckpointError: where the file changed under the index.
         """
         stored = self.index.tensors[placed.source]
-        try:
-            if stored.file not in self._readers:
-                self._readers[stored.file] = self._stack.enter_context(
-                    safe_open(stored.file, framework="pt")
-                )
-            part: torch.Tensor = self._readers[stored.file].get_slice(stored.name)[region]
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{stored.file}: tensor {stored.name}: {error}") from None
-        return part
+        if stored.file not in self._files:
+            try:
+                file = os.open(stored.file, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise CheckpointError(f"{stored.file}: cannot be read: {error.strerror}") from None
+            self._stack.callback(os.close, file)
+            self._files[stored.file] = file
+        self.bytes_needed += math.prod(region_shape(region)) * DTYPES[stored.dtype].itemsize
+        self.bytes_read += read_region(self._files[stored.file], stored, region, out)
 
 
 def cut_tensors(
-    source: Source, held: list[Placed], rank: int, ways: int, pulse: Callable[[], None]
+    source: Source,
+    held: list[Placed],
+    rank: int,
+    ways: int,
+    pulse: Callable[[], None],
+    room: Callable[[str], torch.Tensor],
 ) -> Iterator[tuple[Placed, torch.Tensor]]:
     """Each placed tensor with this tensor rank's part of it, in the parameter's orientation.
 
+    `room` gives the tensor that a parameter's part is read into, which is then the part. Where
+    that is on "meta", the part is of its shape and dtype and is valid until the next is asked for:
+    all of these share one buffer, so that a load leaves no holes behind among the weights.
     `pulse` is called after each one, as a sign of life. Padded vocabulary rows are zero.
+
+    Raises:
+        ValueError: where a room has another shape than the part (a wrong rule, so a bug of ours).
     """
+    rooms = {placed.parameter: room(placed.parameter) for placed in held}
+    shared = max((r.nbytes for r in rooms.values() if r.is_meta), default=0)
+    buffer = torch.empty(shared, dtype=torch.uint8, device=source.device)
     for placed in held:
-        rule = placed.rule
-        parts = [source.read(placed, region) for region in rule.cut.regions(rule.shape, rank, ways)]
-        part = parts[0] if len(parts) == 1 else torch.cat(parts, dim=rule.cut.axis)
-        missing = rule.cut.local_shape(rule.shape, ways)[rule.cut.axis] - part.shape[rule.cut.axis]
-        if missing:
-            padding = list(part.shape)
-            padding[rule.cut.axis] = missing
-            part = torch.cat([part, part.new_zeros(padding)], dim=rule.cut.axis)
-        yield placed, part.mT if rule.transpose else part
+        rule, part = placed.rule, rooms[placed.parameter]
+        shape = rule.parameter_shape(ways)
+        if part.shape != shape:
+            raise ValueError(f"{placed.parameter}: holds {list(part.shape)}, not {list(shape)}")
+        if part.is_meta:
+            part = buffer[: part.nbytes].view(part.dtype).view(shape)
+        out = part.mT if rule.transpose else part
+        axis, filled = rule.cut.axis, 0
+        for region in rule.cut.regions(rule.shape, rank, ways):
+            size = region[axis].stop - region[axis].start
+            source.read(placed, region, out.narrow(axis, filled, size))
+            filled += size
+        out.narrow(axis, filled, out.shape[axis] - filled).zero_()
+        yield placed, part
         pulse()

@@ -53,6 +53,8 @@ class Split:
     def regions(self, shape: Shape, rank: int, ways: int) -> list[Region]:
         """The slices to read, to be joined along `axis` in this order."""
         whole = [slice(0, n) for n in shape]
+        if ways == 1:  # fused parts are neighbours: one read
+            return [tuple(whole)]
         part = shape[self.axis] // self.fused
         size = math.ceil(part / ways)
         regions: list[Region] = []
@@ -117,7 +119,8 @@ class Placed:
 def place(
     rules: tuple[TensorRule, ...], first_layer: int, last_layer: int, *, first: bool, last: bool
 ) -> list[Placed]:
-    """What a stage with layers `first_layer`..`last_layer`-1 holds, in reading order.
+    """What a stage with layers `first_layer`..`last_layer`-1 holds, in reading order: embedding
+    and head, the largest, while nothing else is held.
 
     A tied parameter is left out where the stage holds the parameter it is tied to.
     """
@@ -132,4 +135,4 @@ def place(
             ]
         elif at[rule.place] and rule.tied_to not in present:
             held.append(Placed(rule, rule.parameter, rule.source))
-    return held
+    return sorted(held, key=lambda placed: placed.rule.place == "layer")

@@ -35,18 +35,25 @@ def available(device: torch.device, dtype: torch.dtype) -> bool:
     return (
         device.type == "cpu"
         and dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )
 
 
 def pack(weight: torch.Tensor, whole: bool) -> list[torch.Tensor]:
-    """W [out, in] in oneDNN's layout, in blocks of inputs or whole: the same bytes."""
-    return [
-        torch.ops.mkldnn._reorder_linear_weight(part.contiguous(), None)
-        for part in weight.split(weight.shape[1] if whole else BLOCK, dim=1)
-    ]
+    """W [out, in] in oneDNN's layout, in blocks of inputs or whole: the same bytes.
+
+    Beside them it takes one block's memory, for a moment, where W is not dense or is cut.
+    """
+    parts = torch.split(weight, weight.shape[1] if whole else BLOCK, dim=1)
+    dense = all(part.is_contiguous() for part in parts)
+    room = torch.empty(0 if dense else parts[0].numel(), dtype=weight.dtype, device=weight.device)
+    blocks = []
+    for part in parts:
+        block = part if dense else room[: part.numel()].view(part.shape).copy_(part)
+        blocks.append(torch.ops.mkldnn._reorder_linear_weight(block, None))
+    return blocks
 
 
 def linear(
@@ -60,7 +67,7 @@ def linear(
     """activation(x W^T + b), or residual + x W^T + b, a block of inputs after the other:
     [N, in] -> [N, out]. An activation takes a weight of one block."""
     pointwise = torch.ops.mkldnn._linear_pointwise
-    parts = x.split([block.shape[1] for block in blocks], dim=1)
+    parts = torch.split(x, [block.shape[1] for block in blocks], dim=1)
     if residual is None:
         name, algorithm = _FUSED[activation]
         y = pointwise(parts[0], blocks[0], bias, name, [], algorithm)

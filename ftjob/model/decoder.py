@@ -67,8 +67,19 @@ class Stage(nn.Module):
         """This device's part of the head, [V/T, H]: the embedding's where both are here."""
         return self.embed.tokens if self.arch.tied_head and self.first else self.head
 
+    def room(self, name: str) -> torch.Tensor:
+        """Where a tensor of the stream goes: the parameter `name` itself, to be filled in place.
+
+        A linear layer makes its weight out of what it is given: there it is a tensor without
+        memory (on "meta") of the shape and dtype that `fill` wants.
+        """
+        owner = self.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, Linear) and name.endswith(".weight"):
+            return owner.wanted_weight()
+        return self.get_parameter(name)
+
     def fill(self, name: str, part: torch.Tensor, cuts_input: bool) -> None:
-        """Put a cut tensor into the parameter `name`.
+        """Put a cut tensor into the parameter `name`; one that is there already stays.
 
         Raises:
             ValueError: where the shapes differ (a wrong rule, so a bug of ours).
@@ -79,7 +90,7 @@ class Stage(nn.Module):
         owner = self.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, Linear) and name.endswith(".weight"):
             owner.set_weight(part, self.group if cuts_input else None)
-        else:
+        elif part is not target:
             target.copy_(part)
 
     def forward(self, x: torch.Tensor, packing: Packing, pulse: Callable[[], None]) -> torch.Tensor:

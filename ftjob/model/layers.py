@@ -18,6 +18,8 @@ from ftjob.model.arch import Activation, Arch
 
 WeightFormat = Literal["float", "int8"]
 Kind = tuple[torch.dtype, torch.device]
+# Elements quantised at a time: the temporaries stay small beside the weights.
+_PIECE = 1 << 16
 
 
 def parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
@@ -46,10 +48,17 @@ class Linear(nn.Module):
         self.weights, self.activation = weights, activation
         self.packed = weights == "float" and linear_cpu.available(device, dtype)
         stored = torch.int8 if weights == "int8" else dtype
-        self.weight = parameter(outputs, inputs, dtype=stored, device=device)
+        # a packed weight takes its memory when it is packed
+        place = torch.device("meta") if self.packed else device
+        self.weight = parameter(outputs, inputs, dtype=stored, device=place)
         self.bias = parameter(outputs, dtype=dtype, device=device)
         if weights == "int8":
             self.scale = parameter(outputs, dtype=torch.float32, device=device)
+
+    def wanted_weight(self) -> torch.Tensor:
+        """What `set_weight` takes best: a tensor on "meta" [out, in], exact enough for int8."""
+        dtype = torch.float32 if self.weights == "int8" else self.bias.dtype
+        return torch.empty(self.weight.shape, dtype=dtype, device="meta")
 
     def set_weight(self, part: torch.Tensor, group: Comm | None) -> None:
         """Store this device's part of W [out, in]; `group` shares its input axis, if cut."""
@@ -64,12 +73,15 @@ class Linear(nn.Module):
             self.weight.copy_(part)
             return
         part = part.to(self.weight.device, torch.float32)
-        largest = part.abs().amax(dim=1)
+        rows = max(1, _PIECE // part.shape[1])
+        largest = torch.cat([piece.abs().amax(dim=1) for piece in torch.split(part, rows)])
         if group is not None:
             largest = group.all_reduce(largest, "max")
-        scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
-        self.scale.copy_(scale)
-        self.weight.copy_(torch.round(part / scale.unsqueeze(1)))
+        self.scale.copy_(torch.where(largest > 0, largest / 127, torch.ones_like(largest)))
+        whole = (part, self.scale.unsqueeze(1), self.weight)
+        pieces = zip(*(torch.split(x, rows) for x in whole), strict=True)
+        for piece, scale, weight in pieces:
+            weight.copy_(torch.round(piece / scale))
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x W^T (+ bias), without the activation: [N, in] -> [N, out]."""

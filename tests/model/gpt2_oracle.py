@@ -99,13 +99,14 @@ def open_stage(
         last=spec.last,
     )
     opened = (
-        FileSource(source.index)
+        FileSource(source.index, CPU)
         if source.index is not None
-        else nullcontext(RandomSource(config.model.seed, CPU, torch.float32))
+        else nullcontext(RandomSource(config.model.seed, CPU))
     )
     with opened as files, torch.no_grad():
         held = stage_tensors(source.rules, spec)
-        for placed, part in cut_tensors(files, held, group.rank, group.size, lambda: None):
+        parts = cut_tensors(files, held, group.rank, group.size, lambda: None, stage.room)
+        for placed, part in parts:
             stage.fill(placed.parameter, part, placed.rule.cuts_input)
     return stage
 

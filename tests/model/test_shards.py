@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpt2_oracle import job_config, open_stage, plan_of, random_gpt2, write_gpt2
+from gpt2_oracle import CPU, job_config, open_stage, plan_of, random_gpt2, write_gpt2
 from safetensors.torch import load_file
 
 from ftjob.checkpoint.load import FileSource, cut_tensors
@@ -79,6 +79,11 @@ def test_fused_qkv_gives_each_rank_its_own_heads(ways: int) -> None:
         assert torch.equal(out[:, 0] // ARCH.hidden, heads)  # its input rows are the same heads
 
 
+def test_fused_parts_that_are_all_wanted_are_one_region() -> None:
+    assert Split(axis=1, fused=3).regions((4, 6), 0, 1) == [(slice(0, 4), slice(0, 6))]
+    assert len(Split(axis=1, fused=3).regions((4, 6), 1, 2)) == 3
+
+
 def test_vocabulary_padding_lies_at_the_end() -> None:
     cut = Split(axis=0, padded=True)
     taken = [cut.regions((5, 2), rank, 4)[0][0] for rank in range(4)]
@@ -100,10 +105,13 @@ def test_cut_stream_put_together_is_the_file(tmp_path: Path, ways: int) -> None:
     assert source.index is not None
     pulses: list[None] = []
     found: dict[str, list[tuple[Placed, torch.Tensor]]] = {}
-    with FileSource(source.index) as files:
+    with FileSource(source.index, CPU) as files:
         for spec in plan.devices:
             held = stage_tensors(source.rules, spec)
-            parts = cut_tensors(files, held, spec.tensor, ways, lambda: pulses.append(None))
+            rooms = {p.parameter: torch.empty(p.rule.parameter_shape(ways)) for p in held}
+            parts = cut_tensors(
+                files, held, spec.tensor, ways, lambda: pulses.append(None), rooms.__getitem__
+            )
             for placed, part in parts:
                 found.setdefault(placed.source, []).append((placed, part))
     assert found.keys() == stored.keys()
