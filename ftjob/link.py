@@ -23,11 +23,12 @@ BEAT_S = 0.5
 
 @dataclass(frozen=True)
 class Hello:
-    """The first word of a rank: where it runs, what it may use there."""
+    """The first word of a rank: where it runs, and what it may use there of the host's cores."""
 
     host: str
     gpus: int
     cores: frozenset[int]
+    host_cores: int
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Link(Protocol):
         """Send a sign of life if one is due: rank 0 to all, the others to rank 0."""
 
     def silent_s(self, rank: int) -> float:
-        """Seconds since anything came from a rank."""
+        """Seconds of listening (by `poll`) since anything came from a rank."""
 
     def keepalive(self) -> Any:
         """A context in which signs of life are sent although the main thread is busy."""

@@ -31,7 +31,7 @@ Pass = Callable[[], int]
 
 def load_job(overrides: Sequence[str]) -> tuple[Job, list[ScoreRequest]]:
     """The demo job and its requests, longest row first."""
-    config = compose(["model=demo_gpt", f"dataset.limit={ROWS}", *overrides])
+    config = compose(["model=demo_gpt", "cluster.device=cpu", f"dataset.limit={ROWS}", *overrides])
     job = prepare(config, make_machine(config.cluster, World(0, 1, "none"), {}))
     rows = list(RowSource(config.dataset).rows())
     keys = [str(row.index) for row in rows]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ftjob.config import build
 from ftjob.ending import await_leader, lost_rank, report_trouble
-from ftjob.errors import CheckpointError, RunFolderError, WrongWorld, cause_of
+from ftjob.errors import Cause, CheckpointError, RunFolderError, WrongWorld, cause_of
 from ftjob.job import identity_hash, prepare
 from ftjob.launch.ranks import CONNECT_S, hello, open_link
 from ftjob.launch.signals import Signals
@@ -30,21 +30,22 @@ def follow(world: World) -> int:
         link = open_link(world, CONNECT_S)
     except WrongWorld as error:
         return error.code  # rank 0 finds the same, and says so
-    limit_s = CONNECT_S
+    limit_s, lost = CONNECT_S, None
     try:
         link.send(0, hello(os.environ))
         told = await_leader(link, limit_s)
         if isinstance(told, Start):
             limit_s = build(told.config).run.deadline_s
-            leaderless = _work(world, told, link, signals)
-            told = None if leaderless else await_leader(link, limit_s)
+            lost = _work(world, told, link, signals)
+            told = None if lost else await_leader(link, limit_s)
     except Exception as error:
+        signals.hold()
         told = report_trouble(link, cause_of(error, world.rank, "prepare"), limit_s)
         if isinstance(told, Stop):
             link.send(0, Closed())
             told = await_leader(link, limit_s)
     if not isinstance(told, Leave):
-        lost = lost_rank(0, limit_s, "serve")
+        lost = lost or lost_rank(0, limit_s, "serve")
         if world.rank == 1:
             print(f"ftjob: {lost}", file=sys.stderr, flush=True)
         told = Leave(lost.code, meet=False)
@@ -52,8 +53,8 @@ def follow(world: World) -> int:
     return told.code
 
 
-def _work(world: World, start: Start, link: Link, signals: Signals) -> bool:
-    """Build this rank's part of the job and run it. Returns whether rank 0 was lost."""
+def _work(world: World, start: Start, link: Link, signals: Signals) -> Cause | None:
+    """Build this rank's part of the job and run it. Returns the cause if rank 0 was lost."""
     phases = Phases(world.rank, start.attempt, start.origin)
     set_thread_environment(start.sharing[world.rank], os.environ)
     with link.keepalive(), phases.phase("prepare"):
@@ -81,4 +82,4 @@ def _work(world: World, start: Start, link: Link, signals: Signals) -> bool:
         if cause.traceback:
             log.write("error", cause.traceback)
     log.close()
-    return rank.leaderless
+    return cause if rank.leaderless else None

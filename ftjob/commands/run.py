@@ -17,7 +17,15 @@ from ftjob.config.compose import compose
 from ftjob.environment import describe
 from ftjob.errors import DONE, Cause, ConfigError, ResumeRefused, WrongWorld, cause_of
 from ftjob.job import Job, identity_hash, prepare
-from ftjob.launch.ranks import CONNECT_S, dismiss, gather_hellos, hello, open_link, sharing
+from ftjob.launch.ranks import (
+    CONNECT_S,
+    bound_ranks,
+    dismiss,
+    gather_hellos,
+    hello,
+    open_link,
+    sharing,
+)
 from ftjob.launch.signals import Signals
 from ftjob.launch.world import detect_world, make_machine, set_thread_environment
 from ftjob.link import Link, Start
@@ -61,6 +69,7 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
     except Exception as error:  # said before the others leave: then the launcher may end us
         if world.size == 1:
             raise
+        signals.hold()
         cause = cause_of(error, world.rank, "prepare")
         print(f"ftjob: {cause.traceback or error}", file=sys.stderr, flush=True)
         code = cause.code
@@ -111,6 +120,9 @@ def run(
     for rank in range(1, link.size):
         link.send(rank, start)
     log = RunLog(folder.file(f"logs/rank{link.rank:04d}.log"), link.rank)
+    remark = bound_ranks(hellos) if link.size > 1 and machine.device == "cpu" else None
+    if remark:
+        log.write("note", remark)
     for path in history.torn:
         log.write("warning", f"{path.name}: a torn last line was cut off; its rows run again")
     if history.entries:

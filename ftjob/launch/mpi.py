@@ -36,6 +36,7 @@ class MpiLink:
         self._coming: list[tuple[int, Any, bytearray]] = []
         now = time.monotonic()
         self._heard = [now] * size
+        self._listened = now
         self._next_beat = now
         self._lock = threading.Lock()
 
@@ -48,6 +49,7 @@ class MpiLink:
 
     def poll(self) -> list[tuple[int, Message]]:
         """What has arrived, oldest first; a long message may still be on its way."""
+        self._forgive()
         status = self._mpi.Status()
         while (mail := self._mail(status)) is not None:
             body = bytearray(status.Get_count(self._mpi.BYTE))
@@ -64,6 +66,13 @@ class MpiLink:
             found.append((source, self._mpi.pickle.loads(body)))
         self._coming = late
         return found
+
+    def _forgive(self) -> None:
+        """Nobody was silent while we did not listen: busy, or stopped and woken again."""
+        now = time.monotonic()
+        deaf = max(0.0, now - self._listened - BEAT_S)
+        self._heard = [heard + deaf for heard in self._heard]
+        self._listened = now
 
     def _complete(self, request: Any, source: int | None = None) -> bool:
         """Whether a request is over. MPI tells of a rank that has gone to whoever polls next; the
@@ -91,13 +100,13 @@ class MpiLink:
             self.send(rank, Beat(stuck_s))
 
     def silent_s(self, rank: int) -> float:
-        """Seconds since anything came from a rank."""
+        """Seconds of listening since anything came from a rank."""
         return time.monotonic() - self._heard[rank]
 
     @contextmanager
     def keepalive(self) -> Iterator[None]:
-        """Inside, a thread beats; nobody is silent for the time in which we did not listen."""
-        over, start = threading.Event(), time.monotonic()
+        """Inside, a thread beats."""
+        over = threading.Event()
 
         def beats() -> None:
             while not over.wait(BEAT_S / 2):
@@ -110,7 +119,6 @@ class MpiLink:
         finally:
             over.set()
             thread.join()
-            self._heard = [heard + time.monotonic() - start for heard in self._heard]
 
     def leave(self, code: int, meet: bool, limit_s: float) -> None:
         """Meet all ranks, so that none is killed by its launcher while it still writes; where they

@@ -36,7 +36,8 @@ def open_link(world: World, limit_s: float) -> Link:
 
 def hello(env: Mapping[str, str]) -> Hello:
     """What this rank says first."""
-    return Hello(socket.gethostname(), visible_gpus(env), frozenset(os.sched_getaffinity(0)))
+    cores = frozenset(os.sched_getaffinity(0))
+    return Hello(socket.gethostname(), visible_gpus(env), cores, os.cpu_count() or 1)
 
 
 def gather_hellos(link: Link, own: Hello, limit_s: float) -> list[Hello]:
@@ -71,6 +72,21 @@ def sharing(hellos: Sequence[Hello], devices_of_rank: Sequence[int]) -> tuple[in
         )
         for mine in hellos
     )
+
+
+def bound_ranks(hellos: Sequence[Hello]) -> str | None:
+    """A remark on a host most of whose cores no rank may use; None where there is none."""
+    for host in {h.host: None for h in hellos}:
+        ranks = [rank for rank, h in enumerate(hellos) if h.host == host]
+        free = frozenset[int]().union(*(hellos[rank].cores for rank in ranks))
+        cores = hellos[ranks[0]].host_cores
+        if 2 * len(free) <= cores:
+            return (
+                f"the ranks on {host} ({', '.join(map(str, ranks))}) may use {len(free)} of its "
+                f"{cores} cores: their launcher binds them. Open MPI does so unless told "
+                "`mpirun --bind-to none`; under srun ask with --cpus-per-task"
+            )
+    return None
 
 
 def dismiss(link: Link, code: int, limit_s: float, *, meet: bool = True) -> None:

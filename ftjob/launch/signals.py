@@ -39,6 +39,10 @@ class Signals:
         if self.first is not None:
             raise self.stopped()
 
+    def hold(self) -> None:
+        """From now on only remember, and raise nothing: the end has begun."""
+        self._raising = False
+
     def restore(self) -> None:
         """Put the handlers from before back."""
         for number, handler in self._before.items():

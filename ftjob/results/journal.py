@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,11 @@ class History:
     def keys(self) -> set[str]:
         """The keys already answered."""
         return {e.key for e in self.entries}
+
+    def rows_of_attempts(self) -> dict[int, int]:
+        """How many rows each attempt answered, over all ranks; every row counts once."""
+        attempts = (e.file.name.split(".")[1].removeprefix("attempt") for e in self.entries)
+        return {int(number): rows for number, rows in Counter(attempts).items()}
 
 
 def read_history(folder: RunFolder) -> History:

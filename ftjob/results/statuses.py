@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ftjob.errors import DONE, DRAINED, KILLED, Cause, RunFolderError
+from ftjob.errors import DEADLINE, DONE, DRAINED, KILLED, Cause, RunFolderError
 from ftjob.results.folder import RunFolder, is_running
 
 Json = dict[str, Any]
@@ -47,21 +47,21 @@ def merged_status(folder: RunFolder) -> Json:
 def first_word(statuses: list[Json]) -> Json:
     """Of an attempt's ranks, the one whose word on the end counts.
 
-    A cause comes before the loss of a rank that a survivor saw, that before a death without a word
-    (the survivors may have ended the lost rank), that before a drain such a death may have brought
-    about.
+    A cause comes before a silence past the deadline (whom the survivors gave up, they then ended),
+    that before a death without a word, that before the loss of a rank as a survivor saw it, that
+    before a drain which such a death may have brought about.
     """
 
     def precedence(status: Json) -> tuple[int, int]:
         code, cause = status["code"], status["cause"] or {}
         if code == DONE:
-            kind = 5
+            kind = 6
         elif code is None:
-            kind = 4
+            kind = 5
         elif code == DRAINED:
-            kind = 3
+            kind = 4
         elif cause.get("lost"):
-            kind = 1
+            kind = 1 if code == DEADLINE else 3
         elif code == KILLED:
             kind = 2
         else:
@@ -76,15 +76,16 @@ def cause_text(cause: Json | None) -> str | None:
     return None if cause is None else str(Cause(**cause))
 
 
-def attempt_facts(ranks: list[Json], number: int) -> Json:
-    """One attempt over all its ranks."""
+def attempt_facts(ranks: list[Json], number: int, rows: int) -> Json:
+    """One attempt over all its ranks; `rows` is what their journals hold, which the status of a
+    rank that was killed does not know."""
     mine = [s for s in ranks if s["attempt"] == number]
     first = first_word(mine)
     return {
         "attempt": number,
         "code": first["code"],
         "cause": cause_text(first["cause"]),
-        "rows": sum(s["rows"] for s in mine),
+        "rows": rows,
         "started": mine[0]["started"],
         "host": mine[0]["host"],
         "ranks": len(mine),

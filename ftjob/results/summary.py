@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,10 @@ class Score:
     answered: int
     failed: int
     first_failed: list[Json]
+    rows_of_attempts: Mapping[int, int]
 
 
-def score_samples(task: Task, path: Path) -> Score:
+def score_samples(task: Task, path: Path, history: History) -> Score:
     """The score of a samples.jsonl. Memory does not grow with its rows."""
     counts = [0, 0]
     first_failed: list[Json] = []
@@ -111,7 +112,7 @@ def score_samples(task: Task, path: Path) -> Score:
             yield sample
 
     summary = task.summarise(counted())
-    return Score(summary, counts[0], counts[1], first_failed)
+    return Score(summary, counts[0], counts[1], first_failed, history.rows_of_attempts())
 
 
 def verdict(config: JobConfig, values: dict[str, float], failed: int) -> tuple[int, str | None]:
@@ -128,8 +129,10 @@ def verdict(config: JobConfig, values: dict[str, float], failed: int) -> tuple[i
 
 def collect(folder: RunFolder) -> Score:
     """Merge the journals into samples.jsonl and score it."""
-    merge(folder, read_history(folder))
-    return score_samples(make_task(load_config(folder).dataset), folder.file("samples.jsonl"))
+    history = read_history(folder)
+    merge(folder, history)
+    task = make_task(load_config(folder).dataset)
+    return score_samples(task, folder.file("samples.jsonl"), history)
 
 
 def finish(folder: RunFolder, score: Score) -> Json:
@@ -218,7 +221,8 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
         "phases": phases,
         "devices": devices,
         "attempts": [
-            attempt_facts(ranks, number) for number in sorted({s["attempt"] for s in ranks})
+            attempt_facts(ranks, number, score.rows_of_attempts.get(number, 0))
+            for number in sorted({s["attempt"] for s in ranks})
         ],
         "model": plan["model"],
         "parallel": {k: plan["plan"][k] for k in ("tensor", "pipeline", "data")}

@@ -116,6 +116,7 @@ def test_kill_reads_137(
     stopped.resumes(finished)
     attempts = load(stopped.run / "results.json")["attempts"]
     assert [a["code"] for a in attempts] == [137, 0]
+    assert [a["rows"] for a in attempts] == [len(journal(stopped.run, n)) for n in (0, 1)]
 
 
 def test_drain_during_start_up(place: Place, base: tuple[str, ...]) -> None:

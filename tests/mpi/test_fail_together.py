@@ -259,3 +259,22 @@ def test_a_rank_that_never_comes(place: Place, base: tuple[str, ...]) -> None:
     assert time.monotonic() - start < LIMIT_S
     done.expect(124, "not all ranks have come", "run.deadline_s")
     assert not (place.cwd / "run").exists()
+
+
+@pytest.mark.parametrize("asleep", [0, 1])
+def test_a_rank_that_was_only_asleep_goes_on(
+    place: Place, base: tuple[str, ...], finished: Finished, asleep: int
+) -> None:
+    """Stopped for less than the deadline: nobody gives it up, and it gives nobody up."""
+    driver = place.driver("sleeps", MISBEHAVES.format(rank=-1, act="pass", at="score"))
+    process = driver.ranks(2).start(
+        *base, "batch.max_tokens=128", "run.dir=run", "parallel.tensor=2", "run.deadline_s=6"
+    )
+    journal = place.cwd / "run" / "journal" / "rank0000.attempt0.jsonl"
+    wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 4, process)
+    pid = int((place.cwd / f"pid{asleep}").read_text())
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(3)
+    os.kill(pid, signal.SIGCONT)
+    ended(process).expect(0)
+    place("compare", "run", str(finished[0] / "run")).expect(0)

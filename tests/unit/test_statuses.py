@@ -44,6 +44,7 @@ CASES = {
         [status(0, None), status(1, 1), status(2, None)],
         (1, 1),
     ),
+    "killed, and missed by MPI": ([status(0, 137, lost=0), status(1, None)], (137, 1)),
     "given up by rank 0": ([status(0, 124, lost=1), status(1, None)], (124, 1)),
     "given up, but it had a cause": ([status(0, 124, lost=1), status(1, 3)], (3, 1)),
     "all killed without a word": ([status(0, None), status(1, None)], (137, 0)),
@@ -84,6 +85,6 @@ def test_a_death_without_a_word_reads_so(tmp_path: Path) -> None:
 
 def test_an_attempt_adds_its_ranks_up() -> None:
     ranks = [status(1, 0), status(2, 0), status(1, 5, attempt=1)]
-    facts = attempt_facts(ranks, 0)
+    facts = attempt_facts(ranks, 0, 30)
     assert (facts["rows"], facts["ranks"], facts["code"]) == (30, 2, 0)
-    assert attempt_facts(ranks, 1)["rows"] == 10
+    assert attempt_facts(ranks, 1, 10)["code"] == 5
