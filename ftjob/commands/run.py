@@ -15,7 +15,7 @@ from ftjob.commands.follow import follow
 from ftjob.config import JobConfig
 from ftjob.config.compose import compose
 from ftjob.environment import describe
-from ftjob.errors import DONE, Cause, ConfigError, ResumeRefused, WrongWorld, cause_of
+from ftjob.errors import DONE, Cause, ConfigError, ResumeRefused, cause_of
 from ftjob.job import Job, identity_hash, prepare
 from ftjob.launch.ranks import (
     CONNECT_S,
@@ -55,19 +55,17 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
     signals = Signals()
     link: Link | None = None
     limit_s = CONNECT_S
-    lost = False
+    lost = connecting = False
     try:
         phases = Phases()
         with phases.phase("compose"):
             config = compose(overrides, config_dirs)
-        limit_s = config.run.deadline_s
+        limit_s, connecting = config.run.deadline_s, True
         with phases.phase("connect"):
             link = open_link(world, limit_s)
         code, lost = run(config, overrides, phases, signals, link)
-    except WrongWorld:
-        raise
     except Exception as error:  # said before the others leave: then the launcher may end us
-        if world.size == 1:
+        if world.size == 1 or (connecting and link is None):  # there are no others to be told
             raise
         signals.hold()
         cause = cause_of(error, world.rank, "prepare")

@@ -156,7 +156,8 @@ def connect(rank: int, size: int, launcher: str, limit_s: float) -> MpiLink:
     except (ImportError, RuntimeError) as error:
         raise ConfigError(
             f"{size} ranks were started (launcher: {launcher}), but no MPI library was found: "
-            f"{error}. Install one: pip install 'ftjob[mpi]', or load your site's module."
+            f"{str(error).splitlines()[0]}. Install one: pip install 'ftjob[mpi]', or load your "
+            "site's module."
         ) from None
     provided = _initialise(MPI, limit_s)
     world = MPI.COMM_WORLD
