@@ -37,3 +37,12 @@ def read_raw(name: str) -> dict[str, Any]:
     """Read reports/raw/NAME.json."""
     value: dict[str, Any] = json.loads((REPORTS / "raw" / f"{name}.json").read_text())
     return value
+
+
+def made_line(name: str, raw: dict[str, Any], commit: str | None = None) -> str:
+    """The sentence of a report that names its raw file, command, commit and machine."""
+    return (
+        f"Rendered by `python -m eval.render` from `raw/{name}.json`; made by `{raw['command']}` "
+        f"on {raw['date']}, commit {commit or raw['commit']}, {raw['cpu']}, {raw['cores']} cores, "
+        f"torch {', '.join([raw['packages']['torch'], *raw.get('peers', [])])}."
+    )

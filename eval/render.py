@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from eval.kills.render import render_kills
-from eval.record import REPORTS, read_raw
+from eval.record import REPORTS, made_line, read_raw
 
 SUITES = Path(__file__).resolve().parent / "suites"
 
@@ -108,9 +108,7 @@ def render_bench(name: str, raw: dict[str, Any]) -> str:
         "",
         *raw["text"],
         "",
-        f"Rendered by `python -m eval.render` from `raw/{name}.json`; made by `{raw['command']}` "
-        f"on {raw['date']}, commit {raw['commit']}, {raw['cpu']}, {raw['cores']} cores, torch "
-        f"{', '.join([raw['packages']['torch'], *raw['peers']])}.",
+        made_line(name, raw),
         "",
         f"| contender | accuracy | median seconds | {raw['unit']}, median | "
         "speed of the first over it: median (lowest to highest) of the rounds |",
@@ -143,10 +141,7 @@ def render_load(name: str, raw: dict[str, Any]) -> str:
         "",
         *raw["text"],
         "",
-        f"Rendered by `python -m eval.render` from `raw/{name}.json`; made by `{raw['command']}` "
-        f"on {raw['date']}, commit {raw['commit']}, {raw['cpu']}, {raw['cores']} cores, torch "
-        f"{raw['packages']['torch']}. Of {raw['rounds']} rounds the highest peak and the most "
-        "bytes.",
+        f"{made_line(name, raw)} Of {raw['rounds']} rounds the highest peak and the most bytes.",
         "",
         "| weights | node | weights, MB | before, MB | peak, MB | peak / weights | "
         "(peak - before) / weights | 1.2 kept | read / slices |",

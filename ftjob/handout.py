@@ -38,7 +38,7 @@ class Handout:
         """Fill every replica up, the emptiest first."""
         while not self.ended:
             replica = min(range(len(self._flying)), key=self._load)
-            if len(self._flying[replica]) >= self._ahead:
+            if self._full(replica):
                 return
             chunk = next(self._waiting, None)
             if chunk is None:
@@ -48,9 +48,11 @@ class Handout:
             for rank in self._ranks[replica]:
                 self._link.send(rank, Work(replica, chunk))
 
-    def _load(self, replica: int) -> tuple[bool, int, int]:
-        held = self._flying[replica]
-        return len(held) >= self._ahead, sum(c.tokens for c in held.values()), len(held)
+    def _full(self, replica: int) -> bool:
+        return len(self._flying[replica]) >= self._ahead
+
+    def _load(self, replica: int) -> tuple[bool, int]:
+        return self._full(replica), sum(c.tokens for c in self._flying[replica].values())
 
     def done(self, message: Done) -> None:
         """A chunk's answers are on disk."""

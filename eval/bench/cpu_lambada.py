@@ -5,14 +5,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from importlib.metadata import version
 
-from eval.bench.contenders import tokens
-from eval.bench.rounds import measure
-from eval.record import REPORTS, provenance, write_raw
-from eval.render import render
+from eval.bench.rounds import benchmark
 
 CONTENDERS = (
     ("ftjob, two devices of one thread (cluster.devices_per_node=2)", "ftjob", "t1p1d2", 1),
@@ -33,26 +29,8 @@ TEXT = [
 
 def main() -> int:
     """Run the rounds, write raw JSON and report."""
-    parser = argparse.ArgumentParser(prog="python -m eval.bench.cpu_lambada", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
-    write_raw(
-        "cpu_lambada",
-        {
-            "kind": "bench",
-            "title": "CPU scoring beside the peers",
-            "text": TEXT,
-            "unit": "tokens/s",
-            "work": tokens(),
-            "peers": [
-                f"{peer} {version(peer.lower())}" for peer in ("CTranslate2", "transformers")
-            ],
-            "contenders": measure(CONTENDERS, rounds),
-            **provenance(f"python -m eval.bench.cpu_lambada --rounds {rounds}"),
-        },
-    )
-    (REPORTS / "cpu_lambada.md").write_text(render("cpu_lambada"), encoding="utf-8")
-    return 0
+    peers = [f"{peer} {version(peer.lower())}" for peer in ("CTranslate2", "transformers")]
+    return benchmark("cpu_lambada", "CPU scoring beside the peers", TEXT, CONTENDERS, peers)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,9 @@ has both cores. `rounds` runs them in turn; the report goes to reports/cpu_scali
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from eval.bench.contenders import tokens
-from eval.bench.rounds import measure
-from eval.record import REPORTS, provenance, write_raw
-from eval.render import render
+from eval.bench.rounds import benchmark
 
 CONTENDERS = (
     ("one device of two OMP threads", "ftjob", "t1p1d1", 2),
@@ -30,24 +26,8 @@ TEXT = [
 
 def main() -> int:
     """Run the rounds, write raw JSON and report."""
-    parser = argparse.ArgumentParser(prog="python -m eval.bench.cpu_scaling", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
-    write_raw(
-        "cpu_scaling",
-        {
-            "kind": "bench",
-            "title": "Tensor, pipeline and data parallel on two CPU cores",
-            "text": TEXT,
-            "unit": "tokens/s",
-            "work": tokens(),
-            "peers": [],
-            "contenders": measure(CONTENDERS, rounds),
-            **provenance(f"python -m eval.bench.cpu_scaling --rounds {rounds}"),
-        },
-    )
-    (REPORTS / "cpu_scaling.md").write_text(render("cpu_scaling"), encoding="utf-8")
-    return 0
+    title = "Tensor, pipeline and data parallel on two CPU cores"
+    return benchmark("cpu_scaling", title, TEXT, CONTENDERS)
 
 
 if __name__ == "__main__":

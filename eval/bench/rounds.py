@@ -6,16 +6,49 @@ The benchmarks name their contenders and write the report; `cpu_worker` is the p
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from eval.bench.contenders import ROWS
+from eval.bench.contenders import ROWS, tokens
+from eval.record import REPORTS, provenance, write_raw
+from eval.render import render
 
 # name, kind, size or layout, OMP threads
 Contender = tuple[str, str, str, int]
+
+
+def benchmark(
+    name: str,
+    title: str,
+    text: Sequence[str],
+    contenders: Sequence[Contender],
+    peers: Sequence[str] = (),
+) -> int:
+    """The main function of eval.bench.NAME: run the rounds, write raw JSON and report. `peers` are
+    names and versions of what runs beside ftjob."""
+    command = f"python -m eval.bench.{name}"
+    parser = argparse.ArgumentParser(prog=command, description=title)
+    parser.add_argument("--rounds", type=int, default=7)
+    count = parser.parse_args().rounds
+    write_raw(
+        name,
+        {
+            "kind": "bench",
+            "title": title,
+            "text": list(text),
+            "unit": "tokens/s",
+            "work": tokens(),
+            "peers": list(peers),
+            "contenders": measure(contenders, count),
+            **provenance(f"{command} --rounds {count}"),
+        },
+    )
+    (REPORTS / f"{name}.md").write_text(render(name), encoding="utf-8")
+    return 0
 
 
 def measure(contenders: Sequence[Contender], rounds: int) -> list[dict[str, Any]]:

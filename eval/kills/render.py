@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from eval.record import made_line
+
 Json = dict[str, Any]
 # "leave" is after report.html: the other files of the report, and the ranks' parting.
 PHASES = ("load", "score", "merge", "report", "leave")
@@ -26,9 +28,7 @@ def render_kills(name: str, raw: Json) -> str:
         "",
         *raw["text"],
         "",
-        f"Rendered by `python -m eval.render` from `raw/{name}.json`; made by `{raw['command']}` "
-        f"on {raw['date']}, commit {', '.join(map(str, commits))}, {raw['cpu']}, "
-        f"{raw['cores']} cores, torch {raw['packages']['torch']}.",
+        made_line(name, raw, ", ".join(map(str, commits))),
         "",
         "| what | found |",
         "| --- | --- |",

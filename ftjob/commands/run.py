@@ -27,7 +27,7 @@ from ftjob.launch.ranks import (
     sharing,
 )
 from ftjob.launch.signals import Signals
-from ftjob.launch.world import detect_world, make_machine, set_thread_environment
+from ftjob.launch.world import World, detect_world, make_machine, set_thread_environment
 from ftjob.link import Link, Start
 from ftjob.results.folder import (
     RunFolder,
@@ -63,7 +63,7 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
         limit_s, connecting = config.run.deadline_s, True
         with phases.phase("connect"):
             link = open_link(world, limit_s)
-        code, lost = run(config, overrides, phases, signals, link)
+        code, lost = run(config, overrides, phases, signals, world, link)
     except Exception as error:  # said before the others leave: then the launcher may end us
         if world.size == 1 or (connecting and link is None):  # there are no others to be told
             raise
@@ -83,11 +83,11 @@ def run(
     overrides: Sequence[str],
     phases: Phases,
     signals: Signals,
+    world: World,
     link: Link,
 ) -> tuple[int, bool]:
     """Run a composed job. Returns the exit code, and whether a rank was lost."""
     hellos = gather_hellos(link, hello(os.environ), config.run.deadline_s)
-    world = detect_world(os.environ)
     machine = make_machine(config.cluster, world, os.environ, gpus_of_rank=[h.gpus for h in hellos])
     sharers = sharing(hellos, machine.devices_of_rank)
     set_thread_environment(sharers[0], os.environ)

@@ -139,7 +139,9 @@ class RunConfig:
     dir: str | None = key(None, "run folder, resumed if it exists; null is runs/DATE_TIME_name")
     max_failed: int = key(0, "failed rows that still count as done (exit 0)", rule=at_least(0))
     deadline_s: float = key(
-        60.0, "seconds a device may be silent before the job ends (exit 124)", rule=POSITIVE
+        60.0,
+        "seconds a device or a rank may be silent before the job ends (exit 124)",
+        rule=POSITIVE,
     )
     progress_s: float = key(
         30.0, "seconds between progress lines where stderr is no terminal", rule=POSITIVE

@@ -1,20 +1,18 @@
 """The report of a run: what the page, its Markdown twin and the plain texts say and escape.
 
-page/results.json is a small LAMBADA run as `report` hands it over, page/summary.txt the recorded
-text of it; the tests change `finished` into the runs that went otherwise.
+page/summary.txt is the recorded text of the run of `page_samples`; the tests change `finished` into
+the runs that went otherwise.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import re
 import threading
-from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
+from page_samples import CONFIG, HERE, MACHINE, RESULTS, bars, died, many_devices, parsed
 
 from ftjob.results.page import (
     formats,
@@ -26,160 +24,11 @@ from ftjob.results.page import (
 )
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
-VOID = {"meta", "link", "br", "img", "input", "hr", "wbr"}
-CONFIG = "model:\n  name: demo_gpt\nrun:\n  max_failed: 2\n"
-MACHINE = {"python": "3.11.7", "host": "node1", "torch": {"version": "2.13.0", "cuda": None}}
-HERE = Path(__file__).parent / "page"
-RESULTS: dict[str, Any] = json.loads((HERE / "results.json").read_text("utf-8"))
-
-
-class Checker(HTMLParser):
-    """Fails on an element that is closed twice, never, or in the wrong order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.words: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
-def parsed(page: str) -> Checker:
-    checker = Checker()
-    checker.feed(page)
-    checker.close()
-    assert checker.open == []
-    return checker
 
 
 @pytest.fixture
 def finished() -> dict[str, Any]:
     return copy.deepcopy(RESULTS)
-
-
-def died(results: dict[str, Any], code: int, cause: str) -> dict[str, Any]:
-    results.update(code=code, cause=cause, results={"lambada": {}}, expect={})
-    results["throughput"] = {}
-    results["charts"] = results["tables"] = []
-    return results
-
-
-def many_devices(results: dict[str, Any], ranks: int = 4, each: int = 8) -> dict[str, Any]:
-    results["devices"] = [
-        {**RESULTS["devices"][0], "rank": r, "device": d, "tokens": 1000 * (r + d), "rows": r + d}
-        for r in range(ranks)
-        for d in range(each)
-    ]
-    results["phases"] = [
-        {**RESULTS["phases"][2], "rank": d["rank"], "device": d["device"], "attempt": a}
-        for d in results["devices"]
-        for a in (0, 1)
-    ]
-    return results
-
-
-def pipelined(results: dict[str, Any]) -> dict[str, Any]:
-    """Two stages that each waited for the other: 3.2 to 9 and 10 to 14, 5 to 15.3."""
-    device = RESULTS["devices"][0]
-    score = RESULTS["phases"][2]
-    results["devices"] = [{**device, "device": i, "stage": i, "busy_s": 10.0} for i in (0, 1)]
-    times = [(0, 3.2, 9.0), (0, 10.0, 14.0), (1, 5.0, 15.3)]
-    results["phases"][1]["stage"] = 0
-    results["phases"][2:] = [
-        {**score, "device": i, "stage": i, "start_s": a, "end_s": b} for i, a, b in times
-    ]
-    results["pipeline"] = {
-        "stages": 2,
-        "micro_batches": [12],
-        "bubble": 0.1736,
-        "predicted": 0.1234,
-        "each": [
-            {"stage": 0, "layers": [0, 3], "bubble": 0.15, "predicted": 0.08},
-            {"stage": 1, "layers": [4, 7], "bubble": 0.1972, "predicted": 0.1668},
-        ],
-    }
-    return results
-
-
-def bars(page: str) -> list[tuple[float, float, str]]:
-    """The time line's bars: left and right end in per cent, and what they say."""
-    pattern = r'<svg class="p\d" x="([\d.]+)%".*?width="([\d.]+)%".*?<title>(.*?)</title>'
-    found = [(float(x), float(w), said) for x, w, said in re.findall(pattern, page)]
-    return [(x, x + w, said) for x, w, said in found]
-
-
-def test_a_bubble_is_stated_measured_beside_predicted(finished: dict[str, Any]) -> None:
-    results = pipelined(finished)
-    page = render_html(results, CONFIG, MACHINE)
-    parsed(page)
-    assert "<dt>pipeline bubble, 12.3% predicted</dt><dd>17.4%</dd>" in page
-    assert "12 micro-batches. Idle is the share of time" in page
-    markdown = render_markdown(results, MACHINE)
-    for row in (
-        "| pipeline bubble, 12.3% predicted | 17.4% |",
-        "| 0 | 0-3 | 15.0% | 8.0% |",
-        "| 1 | 4-7 | 19.7% | 16.7% |",
-        "| all | – | 17.4% | 12.3% |",
-    ):
-        assert row in markdown
-    terminal = render_terminal(results)
-    assert "\npipeline bubble   17.4%, 12.3% predicted for 12 micro-batches\n" in terminal
-    summary = render_summary(results)
-    lines = ["stages : 2", "micro-batches : 12", "bubble : 0.1736", "bubble predicted : 0.1234"]
-    assert all(f"\npipeline {line}\n" in summary for line in lines)
-    for text in (render_html(copy.deepcopy(RESULTS), CONFIG, MACHINE), render_summary(RESULTS)):
-        assert "bubble" not in text
-
-
-@pytest.mark.parametrize(
-    ("counts", "text"),
-    [
-        ([1], "1 micro-batch"),
-        ([1200], "1,200 micro-batches"),
-        ([8, 8], "8 micro-batches a replica"),
-        ([9, 1], "1 to 9 micro-batches a replica"),
-    ],
-    ids=str,
-)
-def test_micro_batches_are_counted_a_replica(
-    finished: dict[str, Any], counts: list[int], text: str
-) -> None:
-    results = pipelined(finished)
-    results["pipeline"]["micro_batches"] = counts
-    assert f"predicted for {text}\n" in render_terminal(results)
-
-
-def test_a_bubble_is_drawn_as_gaps_in_the_stages_lanes(finished: dict[str, Any]) -> None:
-    page = render_html(pipelined(finished), CONFIG, MACHINE)
-    assert ">device 0 (stage 0)</text>" in page
-    assert ">device 1 (stage 1)</text>" in page
-    scored = [bar for bar in bars(page) if bar[2].startswith("score")]
-    assert [said.split(":")[0] for _, _, said in scored] == [
-        "score, rank 0 device 0 (stage 0)",
-        "score, rank 0 device 0 (stage 0)",
-        "score, rank 0 device 1 (stage 1)",
-    ]
-    ends = [end for left, right, _ in scored for end in (left, right)]
-    expected = [100 * s / 15.3 for s in (3.2, 9.0, 10.0, 14.0, 5.0, 15.3)]
-    assert ends == pytest.approx(expected, abs=0.02)
-    assert "(stage" not in render_html(copy.deepcopy(RESULTS), CONFIG, MACHINE)
 
 
 def test_a_time_line_of_many_batches_stays_small(finished: dict[str, Any]) -> None:
