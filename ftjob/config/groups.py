@@ -20,8 +20,19 @@ from ftjob.errors import ConfigError
 class ArchConfig:
     """The shape of the model. A null is read from the checkpoint's own config.json."""
 
-    layers: int | None = key(None, "transformer layers", rule=at_least(1), shapes_answer=True)
+    layers: int | None = key(
+        None, "transformer layers, of the decoder", rule=at_least(1), shapes_answer=True
+    )
+    encoder_layers: int | None = key(
+        None,
+        "layers of the encoder; null is as many as layers",
+        rule=at_least(1),
+        shapes_answer=True,
+    )
     heads: int | None = key(None, "attention heads", rule=at_least(1), shapes_answer=True)
+    head_size: int | None = key(
+        None, "size of a head; null is hidden / heads", rule=at_least(1), shapes_answer=True
+    )
     hidden: int | None = key(None, "hidden size", rule=at_least(1), shapes_answer=True)
     ffn: int | None = key(
         None, "inner size of the MLP; null is 4 x hidden", rule=at_least(1), shapes_answer=True
@@ -30,6 +41,11 @@ class ArchConfig:
     positions: int | None = key(
         None, "longest sequence in tokens", rule=at_least(1), shapes_answer=True
     )
+    variant: Literal["v1_0", "v1_1"] | None = key(
+        None,
+        "T5: v1_0 has a relu MLP and a tied, scaled head, v1_1 a gated GELU and its own head",
+        shapes_answer=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,7 @@ class ModelConfig:
     """What model runs, from which weights, in which precision."""
 
     name: str = key("model", "name shown in reports")
-    family: Literal["gpt2"] = key("gpt2", "architecture family", shapes_answer=True)
+    family: Literal["gpt2", "t5"] = key("gpt2", "architecture family", shapes_answer=True)
     checkpoint: str = key(
         "", "folder, hub id such as openai-community/gpt2-medium, builtin:NAME, or random"
     )
@@ -74,14 +90,44 @@ class ParallelConfig:
 class DatasetConfig:
     """What rows run, and what score is expected of them."""
 
-    task: Literal["lambada"] = key("lambada", "how rows are read and scored", shapes_answer=True)
+    task: Literal["lambada", "translation"] = key(
+        "lambada", "how rows are read and scored", shapes_answer=True
+    )
+    mode: Literal["auto", "score", "generate"] = key(
+        "auto",
+        "score the targets teacher-forced, or generate and compare; auto: lambada scores, "
+        "translation generates",
+        shapes_answer=True,
+    )
     path: str | None = key(
-        None, "local .jsonl, .json, .csv, .tsv or .parquet file (.gz too); null is the shipped set"
+        None,
+        "local .jsonl, .json, .csv, .tsv or .parquet file, or with target_path a text file of a "
+        "row a line (.gz too); null is the shipped set",
+    )
+    target_path: str | None = key(
+        None, "text file of reference translations, line by line those of dataset.path"
     )
     hub: str | None = key(None, "data set id on the hub, read through datasets")
     hub_config: str | None = key(None, "configuration name of the hub data set")
     split: str = key("test", "split of the hub data set")
-    column: str = key("text", "column that holds the text")
+    sacrebleu: str | None = key(
+        None, "test set that sacrebleu knows, such as wmt17; from its cache, else the network"
+    )
+    pair: str = key("en-de", "languages, source first")
+    column: str = key("text", "column that holds the text, or the source")
+    target_column: str = key("target", "column that holds the reference translation")
+    prefix: str = key("", "text put before every source", shapes_answer=True)
+    max_source_tokens: int | None = key(
+        None,
+        "longest source in tokens, prefix and end token included; null is what the model allows",
+        rule=at_least(1),
+        shapes_answer=True,
+    )
+    too_long: Literal["error", "truncate", "skip"] = key(
+        "error",
+        "rows that are longer: an error record, the first tokens of the source, or left out",
+        shapes_answer=True,
+    )
     limit: int | None = key(None, "only the first rows; null is all", rule=at_least(1))
     ngrams: int = key(
         0,
@@ -96,6 +142,41 @@ class DatasetConfig:
         ),
     )
 
+    @property
+    def generates(self) -> bool:
+        """Whether rows are continued; else their targets are scored teacher-forced."""
+        return self.mode == "generate" or (self.mode == "auto" and self.task != "lambada")
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How rows are continued, where the task generates."""
+
+    beams: int = key(1, "beam width; 1 is greedy", rule=between(1, 64), shapes_answer=True)
+    max_new_tokens: int = key(
+        128,
+        "most new tokens of a row, end token included; a row's own max_new_tokens comes first",
+        rule=at_least(1),
+        shapes_answer=True,
+    )
+    length_penalty: float = key(
+        1.0,
+        "hypotheses rank by cum_logprob / length ** length_penalty (beams > 1)",
+        shapes_answer=True,
+    )
+    early_stopping: bool | Literal["never"] = key(
+        False,
+        "stop a row's beams when enough hypotheses are finished (true), when the best open beam is "
+        "unlikely to beat them (false), or when it cannot (never)",
+        shapes_answer=True,
+    )
+    n_best: int = key(
+        1, "hypotheses to report, at most beams", rule=at_least(1), shapes_answer=True
+    )
+    token_logprobs: bool = key(
+        False, "also report each token's log-probability", shapes_answer=True
+    )
+
 
 @dataclass(frozen=True)
 class BatchConfig:
@@ -105,6 +186,16 @@ class BatchConfig:
         "auto",
         "tokens in one batch; auto is 2048 on CPU, 16384 on GPU, divided by the pipeline's stages "
         "but at least 512 and 2048",
+        rule=at_least(1),
+    )
+    lanes: Literal["auto"] | int = key(
+        "auto",
+        "rows x beams that a replica decodes at once; auto is 256, less where memory is short",
+        rule=at_least(1),
+    )
+    stop_every: Literal["auto"] | int = key(
+        "auto",
+        "decode steps between two looks at which rows are finished; auto is 1 on CPU, 4 on GPU",
         rule=at_least(1),
     )
     window: int = key(16384, "rows sorted by length at a time", rule=at_least(1))
@@ -167,6 +258,7 @@ class JobConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)

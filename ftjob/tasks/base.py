@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 
 class Encoder(Protocol):
@@ -27,7 +27,8 @@ class Row:
     """A row of the dataset as read: its text, or why it has none.
 
     `index` counts rows from 0, `line` is where a person finds it in the file, from 1. `content`
-    is what the key hashes: the text, or a malformed row's raw bytes.
+    is what the key hashes: the text, or a malformed row's raw bytes. `target` is a reference, for
+    tasks that compare with one; `max_new_tokens` is the row's own, where it has one.
     """
 
     index: int
@@ -36,6 +37,23 @@ class Row:
     text: str | None
     error: str | None = None
     id: str | None = None
+    target: str | None = None
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What a task must know of the model to make requests.
+
+    `positions` bounds prompt + new tokens (decoder only) or is None; `cache_tokens` is the most
+    that one row may take of a device's cache: source or prompt, and new tokens times beams.
+    """
+
+    positions: int | None
+    vocab: int
+    ends: tuple[int, ...]
+    seq2seq: bool
+    cache_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,42 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class GenerateRequest:
+    """A row to be continued. `ids` are the prompt or, for an encoder-decoder model, the source
+    with its end token; at least one."""
+
+    row: Row
+    key: str
+    ids: list[int]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A continuation. `ids` are the new tokens, the end token included. `cum_logprob` is the sum of
+    their natural log-probabilities, `score` that after length penalty, by which hypotheses rank;
+    `logprobs` are the single ones, where asked for."""
+
+    ids: list[int]
+    score: float
+    cum_logprob: float
+    finish_reason: Literal["eos", "length"]
+    logprobs: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A row's hypotheses, best first, and the decisions on the way that rounding could turn."""
+
+    hypotheses: list[Hypothesis]
+    near_ties: list[list[float]]
+
+
+Request = ScoreRequest | GenerateRequest
+Answer = Scored | Generated
+
+
+@dataclass(frozen=True)
 class Metric:
     """How a figure is named and what it means; `unit` "%" is a fraction shown as percent."""
 
@@ -93,11 +147,11 @@ class Task(Protocol):
     metrics: dict[str, Metric]
 
     def prepare(
-        self, rows: Sequence[Row], keys: Sequence[str], encoder: Encoder, positions: int
-    ) -> list[ScoreRequest | dict[str, Any]]:
+        self, rows: Sequence[Row], keys: Sequence[str], encoder: Encoder, limits: ModelLimits
+    ) -> list[Request | dict[str, Any]]:
         """A request for each row, or the error record of a row that cannot be one."""
 
-    def record(self, request: ScoreRequest, scored: Scored, encoder: Encoder) -> dict[str, Any]:
+    def record(self, request: Any, answer: Any, encoder: Encoder) -> dict[str, Any]:
         """The line of samples.jsonl for an answered request."""
 
     def summarise(self, samples: Iterable[dict[str, Any]]) -> Summary:
