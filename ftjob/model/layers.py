@@ -42,6 +42,8 @@ class Linear(nn.Module):
         weights: WeightFormat,
         kind: Kind,
         activation: Activation | None = None,
+        *,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         dtype, device = kind
@@ -51,13 +53,14 @@ class Linear(nn.Module):
         # a packed weight takes its memory when it is packed
         place = torch.device("meta") if self.packed else device
         self.weight = parameter(outputs, inputs, dtype=stored, device=place)
-        self.bias = parameter(outputs, dtype=dtype, device=device)
+        self.dtype = dtype
+        self.bias = parameter(outputs, dtype=dtype, device=device) if bias else None
         if weights == "int8":
             self.scale = parameter(outputs, dtype=torch.float32, device=device)
 
     def wanted_weight(self) -> torch.Tensor:
         """What `set_weight` takes best: a tensor on "meta" [out, in], exact enough for int8."""
-        dtype = torch.float32 if self.weights == "int8" else self.bias.dtype
+        dtype = torch.float32 if self.weights == "int8" else self.dtype
         return torch.empty(self.weight.shape, dtype=dtype, device="meta")
 
     def set_weight(self, part: torch.Tensor, group: Comm | None) -> None:
@@ -66,7 +69,7 @@ class Linear(nn.Module):
             del self.weight
             self.blocks = nn.ParameterList(
                 nn.Parameter(p, requires_grad=False)
-                for p in linear_cpu.pack(part.to(self.bias.dtype), self.activation is not None)
+                for p in linear_cpu.pack(part.to(self.dtype), self.activation is not None)
             )
             return
         if self.weights == "float":
@@ -84,11 +87,11 @@ class Linear(nn.Module):
             weight.copy_(torch.round(piece / scale))
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """x W^T (+ bias), without the activation: [N, in] -> [N, out]."""
+        """x W^T (+ bias) in the dtype of x, without the activation: [N, in] -> [N, out]."""
         if self.packed:
             return linear_cpu.linear(x, self._blocks(), bias)
         if self.weights == "float":
-            return F.linear(x, self.weight, bias)
+            return F.linear(x, self.weight.to(x.dtype), bias)
         # scaled before the product: a sum of unscaled int8 steps overflows in half precision
         weight = self.weight.to(torch.float32) * self.scale.unsqueeze(1)
         return F.linear(x, weight.to(x.dtype), bias)
@@ -105,18 +108,27 @@ class Linear(nn.Module):
 
 class RowLinear(Linear):
     """A linear layer added to the residual; its input axis is cut over the tensor group, which
-    sums the products and adds b once."""
+    sums the products and adds b once. The product is made in the residual's dtype."""
 
     def __init__(
-        self, inputs: int, outputs: int, weights: WeightFormat, kind: Kind, group: Comm
+        self,
+        inputs: int,
+        outputs: int,
+        weights: WeightFormat,
+        kind: Kind,
+        group: Comm,
+        *,
+        bias: bool = True,
     ) -> None:
-        super().__init__(inputs, outputs, weights, kind)
+        super().__init__(inputs, outputs, weights, kind, bias=bias)
         self.group = group
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """residual + sum over the group of x W^T, + b: [N, out] on every rank."""
+        x = x.to(residual.dtype)
         if self.group.size > 1:
-            return residual + (self.group.all_reduce(self.product(x, None)) + self.bias)
+            y = self.group.all_reduce(self.product(x, None))
+            return residual + (y if self.bias is None else y + self.bias)
         if self.packed:
             return linear_cpu.linear(x, self._blocks(), self.bias, residual=residual)
         return residual + self.product(x, self.bias)
@@ -137,40 +149,89 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
+class RmsNorm(nn.Module):
+    """Divide by the root mean square over the last axis, then scale: no mean, no shift (Zhang and
+    Sennrich 2019). Computed in f32; the result has the weight's dtype."""
+
+    def __init__(self, width: int, eps: float, kind: Kind) -> None:
+        super().__init__()
+        dtype, device = kind
+        self.eps = eps
+        self.weight = parameter(width, dtype=dtype, device=device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, H] -> [N, H]."""
+        if x.dtype == self.weight.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        normed = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
+        return normed.to(self.weight.dtype) * self.weight
+
+
+def make_norm(arch: Arch, kind: Kind) -> nn.Module:
+    """The norm of the model, over the hidden size."""
+    chosen = RmsNorm if arch.norm == "rms" else LayerNorm
+    return chosen(arch.hidden, arch.norm_eps, kind)
+
+
+def residual_dtype(arch: Arch, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the residual stream and of the products added to it.
+
+    T5's grow beyond 65504, where f16 ends, from T5-base on: there both are f32, and the last
+    product of the MLP takes an f32 input too. Elsewhere it is the model's own.
+    """
+    return torch.float32 if dtype == torch.float16 and arch.relative is not None else dtype
+
+
 class Embedding(nn.Module):
-    """Token plus position vectors; the vocabulary is cut over the tensor group."""
+    """Token vectors, plus position vectors where the model has them; the vocabulary is cut over
+    the tensor group."""
 
     def __init__(self, arch: Arch, kind: Kind, group: Comm) -> None:
         super().__init__()
         dtype, device = kind
-        self.group = group
+        self.group, self.dtype = group, residual_dtype(arch, dtype)
         rows = -(-arch.vocab // group.size)
         self.first_id = group.rank * rows
         self.tokens = parameter(rows, arch.hidden, dtype=dtype, device=device)
-        self.positions = parameter(arch.positions, arch.hidden, dtype=dtype, device=device)
+        self.positions = None
+        if arch.positions is not None:
+            self.positions = parameter(arch.positions, arch.hidden, dtype=dtype, device=device)
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """ids and positions [N] int64 -> [N, H]."""
+        """ids and positions [N] int64 -> [N, H] in the residual's dtype."""
         if self.group.size == 1:
-            return F.embedding(ids, self.tokens) + F.embedding(positions, self.positions)
-        local = ids - self.first_id
-        held = (local >= 0) & (local < self.tokens.shape[0])
-        x = F.embedding(local.where(held, 0), self.tokens) * held.unsqueeze(1)
-        return self.group.all_reduce(x) + F.embedding(positions, self.positions)
+            x = F.embedding(ids, self.tokens)
+        else:
+            local = ids - self.first_id
+            held = (local >= 0) & (local < self.tokens.shape[0])
+            x = F.embedding(local.where(held, 0), self.tokens) * held.unsqueeze(1)
+            x = self.group.all_reduce(x)
+        if self.positions is not None:
+            x = x + F.embedding(positions, self.positions)
+        return x.to(self.dtype)
 
 
 class Mlp(nn.Module):
-    """up, activation, down; the inner columns are cut over the tensor group."""
+    """up, activation, down; the inner columns are cut over the tensor group.
+
+    A gated one has the activated columns and behind them the linear ones in `up`.
+    """
 
     def __init__(self, arch: Arch, weights: WeightFormat, kind: Kind, group: Comm) -> None:
         super().__init__()
         inner = arch.ffn // group.size
-        self.up = Linear(arch.hidden, inner, weights, kind, arch.activation)
-        self.down = RowLinear(inner, arch.hidden, weights, kind, group)
+        self.gate = arch.activation if arch.gated else None
+        columns, fused = (2 * inner, None) if arch.gated else (inner, arch.activation)
+        self.up = Linear(arch.hidden, columns, weights, kind, fused, bias=arch.biases)
+        self.down = RowLinear(inner, arch.hidden, weights, kind, group, bias=arch.biases)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """residual + MLP of the normed x: [N, H]."""
-        return self.down.add_to(residual, self.up(x))
+        x = self.up(x).to(residual.dtype)  # gated: [N, 2F], else [N, F]
+        if self.gate is not None:
+            activated, linear = x.chunk(2, dim=1)
+            x = activate(activated, self.gate) * linear
+        return self.down.add_to(residual, x)
 
 
 def activate(x: torch.Tensor, activation: Activation | None) -> torch.Tensor:
