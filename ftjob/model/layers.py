@@ -147,6 +147,7 @@ class Embedding(nn.Module):
         rows = -(-arch.vocab // group.size)
         self.first_id = group.rank * rows
         self.tokens = parameter(rows, arch.hidden, dtype=dtype, device=device)
+        assert arch.positions is not None
         self.positions = parameter(arch.positions, arch.hidden, dtype=dtype, device=device)
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

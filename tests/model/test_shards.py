@@ -22,7 +22,7 @@ from ftjob.model.families import family
 from ftjob.plan import stage_tensors
 
 WAYS = [1, 2, 3, 4, 6]
-ARCH = Arch("gpt2", 2, 12, 24, 36, 61, 17, 1e-5, "gelu_tanh", True)
+ARCH = Arch("gpt2", 2, 12, 2, 24, 36, 61, 17, 1e-5, "gelu_tanh", True)
 RULES = family("gpt2").tensors(ARCH)
 
 
@@ -113,7 +113,7 @@ def test_cut_stream_put_together_is_the_file(tmp_path: Path, ways: int) -> None:
                 files, held, spec.tensor, ways, lambda: pulses.append(None), rooms.__getitem__
             )
             for placed, part in parts:
-                found.setdefault(placed.source, []).append((placed, part))
+                found.setdefault(placed.sources[0], []).append((placed, part))
     assert found.keys() == stored.keys()
     assert len(pulses) == ways * len(stored)
     for name, cut in found.items():
@@ -152,12 +152,13 @@ def test_stage_holds_the_bytes_of_the_plan(tmp_path: Path, weights: str, pipelin
 
 
 def test_tied_head_is_read_again_only_where_the_embedding_is_not() -> None:
-    alone = [p.parameter for p in place(RULES, 0, 2, first=True, last=True)]
+    alone = [p.parameter for p in place(RULES, (0, 2), (0, 0), first=True, last=True)]
     assert "embed.tokens" in alone
     assert "head" not in alone
-    first = [p.parameter for p in place(RULES, 0, 1, first=True, last=False)]
-    last = {p.parameter: p.source for p in place(RULES, 1, 2, first=False, last=True)}
+    first = [p.parameter for p in place(RULES, (0, 1), (0, 0), first=True, last=False)]
+    behind = place(RULES, (1, 2), (0, 0), first=False, last=True)
+    last = {p.parameter: p.sources for p in behind}
     assert "embed.tokens" in first
-    assert last["head"] == "wte.weight"
+    assert last["head"] == ("wte.weight",)
     assert "layers.1.mlp.up.weight" in last
     assert not any(name.startswith(("embed", "layers.0")) for name in last)

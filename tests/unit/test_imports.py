@@ -30,6 +30,7 @@ STDLIB_ONLY = (
     "config/groups.py",
     "config/keys.py",
     "config/old_names.py",
+    "config/shape.py",
     "__main__.py",
     "__init__.py",
 )
