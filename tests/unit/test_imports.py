@@ -41,6 +41,7 @@ ONLY_IN = {
     "hydra": (("config/compose.py", "commands/hydra_app.py"), True),
     "transformers": ((), True),
     "datasets": (("tasks/rows.py",), True),
+    "sentencepiece": (("spiece.py",), True),
     "pytest": ((), True),
 }
 # calls that change torch for the whole process
