@@ -45,7 +45,7 @@ def config(
 
 
 def plan(wanted: JobConfig, machines: Machine, arch: Arch = ARCH) -> Plan:
-    return make_plan(wanted, arch, family("gpt2").tensors(arch), machines)
+    return make_plan(wanted, arch, family(arch.family).tensors(arch), machines)
 
 
 def test_mesh_runs_over_tensor_then_pipeline_then_data() -> None:
