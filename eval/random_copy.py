@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ftjob.checkpoint.random import fill_random
-from ftjob.checkpoint.shard import place
+from ftjob.checkpoint.load import RandomSource
+from ftjob.checkpoint.shard import place_all
 from ftjob.config import JobConfig
 from ftjob.config.compose import compose
 from ftjob.job import open_model
@@ -25,12 +25,13 @@ def save_random(folder: Path, config: JobConfig, dtype: torch.dtype = torch.floa
     source = open_model(config)
     arch = source.arch
     tensors: dict[str, torch.Tensor] = {}
-    for placed in place(source.rules, 0, arch.layers, first=True, last=True):
-        rule, whole = placed.rule, torch.empty(placed.rule.shape, dtype=dtype)
-        region = tuple(slice(0, n) for n in rule.shape)
-        seed, moments = config.model.seed, {"mean": rule.mean, "std": rule.std}
-        fill_random(whole, seed, placed.source, rule.shape, region, **moments)
-        tensors[f"transformer.{placed.source}"] = whole
+    everything = RandomSource(config.model.seed, torch.device("cpu"))
+    for placed in place_all(source.rules, arch.layers, arch.encoder_layers):
+        region = tuple(slice(0, n) for n in placed.rule.shape)
+        for number, name in enumerate(placed.sources):
+            whole = torch.empty(placed.rule.shape, dtype=dtype)
+            everything.read(placed, number, region, whole)
+            tensors[f"transformer.{name}"] = whole
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     stated = {
         "model_type": arch.family,

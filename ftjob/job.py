@@ -14,11 +14,12 @@ from typing import Any
 
 from ftjob.checkpoint.index import CheckpointIndex, check_tensors, open_index, read_json
 from ftjob.checkpoint.resolve import resolve
-from ftjob.checkpoint.shard import TensorRule
+from ftjob.checkpoint.shard import TensorRule, place_all
+from ftjob.checkpoint.specials import read_specials
 from ftjob.config import JobConfig
 from ftjob.config.groups import ArchConfig
 from ftjob.errors import CheckpointError, ConfigError
-from ftjob.model.arch import Arch
+from ftjob.model.arch import Arch, Specials
 from ftjob.model.families import Family, family, family_of
 from ftjob.plan import Machine, Plan, make_plan
 from ftjob.tokenizer import Tokenizer, open_tokenizer
@@ -29,6 +30,7 @@ class ModelSource:
     """Where the model's weights come from and what they are. `index` is None for random ones."""
 
     arch: Arch
+    specials: Specials
     rules: tuple[TensorRule, ...]
     index: CheckpointIndex | None
     origin: str
@@ -37,11 +39,8 @@ class ModelSource:
     @property
     def parameters(self) -> int:
         """Number of distinct parameters; a tied head counts once."""
-        return sum(
-            math.prod(r.shape) * (self.arch.layers if r.place == "layer" else 1)
-            for r in self.rules
-            if r.tied_to is None
-        )
+        whole = place_all(self.rules, self.arch.layers, self.arch.encoder_layers)
+        return sum(len(p.sources) * math.prod(p.rule.shape) for p in whole)
 
     def identity(self, seed: int) -> str:
         """What tells these weights from others."""
@@ -61,6 +60,8 @@ class Job:
         """What shapes the answers, name -> value; a resumed run must have the same."""
         facts = self.config.answer_fields()
         facts.update({f"arch.{k}": v for k, v in asdict(self.source.arch).items()})
+        facts["specials.start"] = self.source.specials.start
+        facts["specials.ends"] = list(self.source.specials.ends)
         facts["checkpoint"] = self.source.identity(self.config.model.seed)
         facts["tokenizer"] = self.tokenizer.identity
         return facts
@@ -78,15 +79,30 @@ class Job:
             "weights": config.weights,
             "tokenizer": self.tokenizer.source,
             "random": source.index is None,
-            "layers": source.arch.layers,
-            "heads": source.arch.heads,
-            "hidden": source.arch.hidden,
-            "ffn": source.arch.ffn,
-            "vocab": source.arch.vocab,
-            "positions": source.arch.positions,
-            "layernorm_eps": source.arch.norm_eps,
+            **_arch_facts(source.arch),
             "checkpoint tensors not used": ", ".join(source.ignored) or "none",
         }
+
+
+def _arch_facts(arch: Arch) -> dict[str, Any]:
+    """The shape in words and numbers."""
+    facts: dict[str, Any] = {"layers": arch.layers, "heads": arch.heads}
+    if arch.seq2seq:
+        facts = {
+            "encoder layers": arch.encoder_layers,
+            "decoder layers": arch.layers,
+            "heads": arch.heads,
+            "head size": arch.head_size,
+        }
+    facts |= {"hidden": arch.hidden, "ffn": arch.ffn, "vocab": arch.vocab}
+    if arch.positions is not None:
+        facts["positions"] = arch.positions
+    if arch.relative is not None:
+        facts["positions"] = (
+            f"unlimited (relative: {arch.relative.buckets} buckets up to "
+            f"{arch.relative.max_distance} tokens)"
+        )
+    return facts | {f"{arch.norm}norm_eps": arch.norm_eps}
 
 
 def identity_hash(facts: dict[str, Any]) -> str:
@@ -104,7 +120,10 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
     source = open_model(config)
     folder = source.index.folder if source.index is not None else None
     plan = make_plan(config, source.arch, source.rules, machine)
-    tokenizer = open_tokenizer(config.model.tokenizer, folder)
+    spec = config.model.tokenizer
+    if spec is None and folder is None:
+        spec = family(config.model.family).TOKENIZER
+    tokenizer = open_tokenizer(spec, folder)
     if tokenizer.vocab_size > source.arch.vocab:
         raise CheckpointError(
             f"tokenizer {tokenizer.source}: gives ids up to {tokenizer.vocab_size - 1}, but the "
@@ -125,8 +144,7 @@ def open_model(config: JobConfig) -> ModelSource:
     found = resolve(model.checkpoint, model.revision, model.name)
     kind: Family = family(model.family)
     if found.folder is None:
-        arch = shape_arch(model.family, model.arch)
-        return ModelSource(arch, kind.tensors(arch), None, found.origin, ())
+        return shape_source(config, found.origin)
     path = found.folder / "config.json"
     stated = read_json(path)
     actual = family_of(str(stated.get("model_type")))
@@ -135,22 +153,25 @@ def open_model(config: JobConfig) -> ModelSource:
             f"model.family={model.family}: {path} says model_type="
             f"{stated.get('model_type')}, which family {actual} reads."
         )
+    index = open_index(found.folder, kind.PREFIXES)
     try:
-        arch = kind.read_config(stated)
+        arch = kind.read_config(stated, index.tensors.keys())
     except KeyError as error:
         raise CheckpointError(f"{path}: {error} is missing") from None
     check_shape(model.arch, arch, model.name, str(path))
     rules = kind.tensors(arch)
-    index = open_index(found.folder, kind.PREFIXES)
-    ignored = check_tensors(index, rules, arch.layers, kind.IGNORED)
-    return ModelSource(arch, rules, index, found.origin, tuple(ignored))
+    whole = place_all(rules, arch.layers, arch.encoder_layers)
+    ignored = check_tensors(index, whole, kind.IGNORED)
+    specials = read_specials(kind, found.folder, stated, arch.vocab)
+    return ModelSource(arch, specials, rules, index, found.origin, tuple(ignored))
 
 
-def shape_arch(family_name: str, shape: ArchConfig) -> Arch:
-    """The `Arch` of a shape in the configuration, every size but ffn given."""
-    sizes = [shape.layers, shape.heads, shape.hidden, shape.vocab, shape.positions]
-    layers, heads, hidden, vocab, positions = (s or 0 for s in sizes)
-    return family(family_name).from_shape(layers, heads, hidden, shape.ffn, vocab, positions)
+def shape_source(config: JobConfig, origin: str) -> ModelSource:
+    """The model of the shape in the configuration, which is whole; without weights at hand."""
+    kind: Family = family(config.model.family)
+    arch = kind.from_shape(config.model.arch)
+    specials = kind.specials({"vocab_size": arch.vocab})
+    return ModelSource(arch, specials, kind.tensors(arch), None, origin, ())
 
 
 def check_shape(wanted: ArchConfig, arch: Arch, model: str, path: str) -> None:
@@ -159,10 +180,11 @@ def check_shape(wanted: ArchConfig, arch: Arch, model: str, path: str) -> None:
     Raises:
         ConfigError: naming the first size that differs.
     """
+    actual = asdict(arch) | {"variant": "v1_1" if arch.gated else "v1_0"}
     for name, value in asdict(wanted).items():
-        if value is not None and value != getattr(arch, name):
+        if value is not None and value != actual[name]:
             raise ConfigError(
-                f"model.arch.{name}={value} (model={model}): {path} says {getattr(arch, name)}. "
+                f"model.arch.{name}={value} (model={model}): {path} says {actual[name]}. "
                 f"Choose the model that fits, or take the shape from the checkpoint: "
                 f"model={arch.family} model.checkpoint=PATH."
             )

@@ -42,7 +42,7 @@ class Machine:
 class DeviceSpec:
     """One device: where it is, its coordinates in the mesh, and what it holds.
 
-    Layers are first_layer <= i < last_layer.
+    Layers are first_layer <= i < last_layer, those of an encoder likewise.
     """
 
     index: int
@@ -53,6 +53,8 @@ class DeviceSpec:
     tensor: int
     first_layer: int
     last_layer: int
+    first_encoder: int
+    last_encoder: int
     first: bool
     last: bool
     weight_bytes: int
@@ -115,16 +117,21 @@ def make_plan(
     _check_replicas_fit_nodes(machine, tensor * pipeline)
     dtype_bytes = DTYPE_BYTES[config.model.dtype]
     max_tokens = _batch_tokens(config, machine)
-    spans = layer_spans(arch.layers, pipeline)
+    stages = list(
+        zip(
+            layer_spans(arch.layers, pipeline),
+            layer_spans(arch.encoder_layers, pipeline),
+            strict=True,
+        )
+    )
     seats = [(rank, local) for rank, n in enumerate(machine.devices_of_rank) for local in range(n)]
     devices = []
     for index in range(tensor * pipeline * data):
         rank, local = seats[index]
-        stage, (first_layer, last_layer) = (
-            (index // tensor) % pipeline,
-            spans[(index // tensor) % pipeline],
-        )
-        held = place(rules, first_layer, last_layer, first=stage == 0, last=stage == pipeline - 1)
+        stage = (index // tensor) % pipeline
+        first, last = stage == 0, stage == pipeline - 1
+        layers, encoder = stages[stage]
+        held = place(rules, layers, encoder, first=first, last=last)
         devices.append(
             DeviceSpec(
                 index=index,
@@ -133,17 +140,19 @@ def make_plan(
                 data=index // (tensor * pipeline),
                 pipeline=stage,
                 tensor=index % tensor,
-                first_layer=first_layer,
-                last_layer=last_layer,
-                first=stage == 0,
-                last=stage == pipeline - 1,
+                first_layer=layers[0],
+                last_layer=layers[1],
+                first_encoder=encoder[0],
+                last_encoder=encoder[1],
+                first=first,
+                last=last,
                 weight_bytes=weight_bytes(
                     held, tensor, dtype_bytes, config.model.weights == "int8"
                 ),
+                # keys and values of each layer: of a token behind it, or of one of the source
                 cache_bytes_per_token=2
-                * (last_layer - first_layer)
-                * arch.hidden
-                // tensor
+                * (layers[1] - layers[0])
+                * (arch.width // tensor)
                 * dtype_bytes,
             )
         )
@@ -160,7 +169,9 @@ def make_plan(
 
 def stage_tensors(rules: tuple[TensorRule, ...], device: DeviceSpec) -> list[Placed]:
     """The tensors `device` holds a part of, in reading order."""
-    return place(rules, device.first_layer, device.last_layer, first=device.first, last=device.last)
+    layers = (device.first_layer, device.last_layer)
+    encoder = (device.first_encoder, device.last_encoder)
+    return place(rules, layers, encoder, first=device.first, last=device.last)
 
 
 def weight_bytes(held: list[Placed], ways: int, dtype_bytes: int, int8: bool) -> int:
@@ -191,20 +202,23 @@ def check_model_split(arch: Arch, tensor: int, pipeline: int) -> None:
                 f"parallel.tensor={tensor}: the model's {number} {what} do not "
                 f"divide by {tensor}. Legal: {_listed(legal)}."
             )
-    if pipeline > arch.layers:
-        raise ConfigError(
-            f"parallel.pipeline={pipeline}: the model has {arch.layers} layers, and "
-            f"a stage takes at least one. Legal: 1 to {arch.layers}."
-        )
+    stacks = {"decoder layers": arch.layers, "encoder layers": arch.encoder_layers}
+    for what, number in (stacks if arch.seq2seq else {"layers": arch.layers}).items():
+        if pipeline > number:
+            most = min(stacks.values()) if arch.seq2seq else number
+            raise ConfigError(
+                f"parallel.pipeline={pipeline}: the model has {number} {what}, and "
+                f"a stage takes at least one. Legal: 1 to {most}."
+            )
 
 
 def check_length(arch: Arch, tokens: int, what: str) -> None:
-    """Refuse sequences longer than the position table.
+    """Refuse sequences longer than the position table, where there is one.
 
     Raises:
         ConfigError: with both numbers.
     """
-    if tokens > arch.positions:
+    if arch.positions is not None and tokens > arch.positions:
         raise ConfigError(f"{what} = {tokens} tokens: the model has {arch.positions} positions.")
 
 
@@ -259,10 +273,15 @@ def _check_replicas_fit_nodes(machine: Machine, per_replica: int) -> None:
 
 def _workspace_bytes(arch: Arch, tensor: int, max_tokens: int, dtype_bytes: int) -> int:
     """Activations of one batch: residual, normed input, q/k/v, attention output and the MLP's
-    inner columns at their widest moment, and f32 logits of one position in sixteen."""
-    inner = max(3 * arch.hidden // tensor, 2 * arch.ffn // tensor)
+    inner columns at their widest moment (a gate's are twice as many, and meet), and f32 logits of
+    one position in sixteen. Behind an encoder also its output, and the biases of relative
+    positions masked row by row, for rows of up to 512 tokens."""
+    inner = max(3 * arch.width, (4 if arch.gated else 2) * arch.ffn) // tensor
+    columns = 3 * arch.hidden + inner
+    if arch.seq2seq:
+        columns += arch.hidden + arch.heads // tensor * min(512, max_tokens)
     logits = 4 * (max_tokens // 16 + 1) * -(-arch.vocab // tensor)
-    return max_tokens * (3 * arch.hidden + inner) * dtype_bytes + logits
+    return max_tokens * columns * dtype_bytes + logits
 
 
 def _count(number: int, what: str) -> str:

@@ -1,4 +1,4 @@
-"""Text to token ids and back: tokenizer.json, or GPT-2's vocab.json with merges.txt.
+"""Text to token ids and back: tokenizer.json, GPT-2's vocab.json with merges.txt, SentencePiece.
 
 Rank 0 encodes the rows of a window at once; the ids go out in chunks, and the records' text comes
 back through `decode`.
@@ -12,15 +12,31 @@ import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from ftjob.checkpoint.resolve import BUILTIN_TOKENIZERS, demo_file
 from ftjob.errors import CheckpointError, nearest
+from ftjob.spiece import open_pieces
 
 # GPT-2's one special token; its two files do not mark it as such.
 END_OF_TEXT = "<|endoftext|>"
+
+
+class Codec(Protocol):
+    """What a tokenizer's library does."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id it can give."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, without start or end tokens."""
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        """The text of ids; unknown ids are left out, and special tokens where asked."""
 
 
 class Tokenizer:
@@ -29,26 +45,48 @@ class Tokenizer:
     `source` is what reports show; `identity` hashes its files' bytes.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, source: str, identity: str) -> None:
-        self._tokenizer, self.source, self.identity = tokenizer, source, identity
+    def __init__(self, codec: Codec, source: str, identity: str) -> None:
+        self._codec, self.source, self.identity = codec, source, identity
 
     @property
     def vocab_size(self) -> int:
         """One more than the highest id it can give."""
-        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        return self._codec.vocab_size
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, without start or end tokens."""
+        return self._codec.encode(texts)
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """The text of ids; ids the tokenizer does not know are left out, and where asked its
+        special tokens too, such as an end token."""
+        return self._codec.decode(ids, skip_special)
+
+
+class _Fast:
+    """A tokenizer of the tokenizers library."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+
+    @property
+    def vocab_size(self) -> int:
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; ids the tokenizer does not know are left out."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
 
 def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
     """The tokenizer named by model.tokenizer, else the checkpoint folder's own, else GPT-2's.
+
+    A folder is searched for tokenizer.json, for GPT-2's pair of files, then for SentencePiece.
 
     Raises:
         CheckpointError: where none is there or its files are damaged.
@@ -67,15 +105,19 @@ def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
     assert place is not None
     whose = str(place) if spec is not None else "of the checkpoint"
     if place.is_file():
-        return _from_files([place], whose)
+        return (
+            _from_pieces(place, whose) if place.suffix == ".model" else _from_files([place], whose)
+        )
     if (place / "tokenizer.json").is_file():
         return _from_files([place / "tokenizer.json"], f"tokenizer.json {whose}")
     pair = [place / "vocab.json", place / "merges.txt"]
     if all(f.is_file() for f in pair):
         return _from_files(pair, f"vocab.json + merges.txt {whose}")
+    if (pieces := place / "spiece.model").is_file():
+        return _from_pieces(pieces, f"spiece.model {whose}")
     raise CheckpointError(
-        f"{place}: no tokenizer.json, and no vocab.json with merges.txt. Name "
-        "one with model.tokenizer=PATH, or model.tokenizer=builtin:gpt2."
+        f"{place}: no tokenizer.json, and no vocab.json with merges.txt or spiece.model. Name "
+        f"one with model.tokenizer=PATH, or model.tokenizer=builtin:gpt2."
     )
 
 
@@ -95,9 +137,12 @@ def _from_files(files: list[Path], source: str) -> Tokenizer:
         )
     except Exception as error:  # the library raises bare Exception for any damage
         raise CheckpointError(f"{files[0]}: is not a tokenizer: {error}") from None
-    made.no_truncation()
-    made.no_padding()
-    return Tokenizer(made, source, digest.hexdigest()[:32])
+    return Tokenizer(_Fast(made), source, digest.hexdigest()[:32])
+
+
+def _from_pieces(file: Path, source: str) -> Tokenizer:
+    pieces, digest = open_pieces(file)
+    return Tokenizer(pieces, source, digest)
 
 
 def _byte_level_bpe(vocab_json: str, merges_txt: str) -> tokenizers.Tokenizer:

@@ -87,9 +87,10 @@ def slice_bytes(job: Job, spec: DeviceSpec) -> int:
         return 0
     total = 0
     for placed in stage_tensors(job.source.rules, spec):
-        rule, stored = placed.rule, index.tensors[placed.source]
+        rule = placed.rule
         for region in rule.cut.regions(rule.shape, spec.tensor, job.plan.tensor):
-            total += math.prod(r.stop - r.start for r in region) * BITS[stored.dtype] // 8
+            bits = sum(BITS[index.tensors[name].dtype] for name in placed.sources)
+            total += math.prod(r.stop - r.start for r in region) * bits // 8
     return total
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftjob.checkpoint.shard import TensorRule
+from ftjob.checkpoint.shard import Placed
 from ftjob.checkpoint.stored import StoredTensor, read_header
 from ftjob.errors import CheckpointError
 
@@ -124,20 +124,16 @@ def _without_prefix(name: str, prefixes: Sequence[str]) -> str:
 
 
 def check_tensors(
-    index: CheckpointIndex, rules: Sequence[TensorRule], layers: int, ignored: Sequence[str]
+    index: CheckpointIndex, model: Sequence[Placed], ignored: Sequence[str]
 ) -> list[str]:
-    """Check that every rule finds its tensor in the right shape and no tensor is left over.
+    """Check that the whole model finds its tensors in the right shapes and none is left over.
 
     Returns the names of the tensors ignored on purpose.
 
     Raises:
         CheckpointError: with file, tensor, expected and found.
     """
-    expected = {
-        rule.source.format(layer=i): rule.shape
-        for rule in rules
-        for i in (range(layers) if rule.place == "layer" else [0])
-    }
+    expected = {name: placed.rule.shape for placed in model for name in placed.sources}
     for name, shape in expected.items():
         stored = index.tensors.get(name)
         if stored is None:

@@ -29,9 +29,9 @@ class Source(Protocol):
     def device(self) -> torch.device:
         """Where tensors are to be made."""
 
-    def read(self, placed: Placed, region: Region, out: torch.Tensor) -> None:
-        """Fill `out` with the elements of `region`, in the checkpoint's orientation; `out` has any
-        float dtype and order of axes."""
+    def read(self, placed: Placed, number: int, region: Region, out: torch.Tensor) -> None:
+        """Fill `out` with the elements of `region` of the source of that number, in the
+        checkpoint's orientation; `out` has any float dtype and order of axes."""
 
 
 class RandomSource:
@@ -40,10 +40,11 @@ class RandomSource:
     def __init__(self, seed: int, device: torch.device) -> None:
         self.seed, self.device = seed, device
 
-    def read(self, placed: Placed, region: Region, out: torch.Tensor) -> None:
+    def read(self, placed: Placed, number: int, region: Region, out: torch.Tensor) -> None:
         """Make the elements of `region` on the device of `out`."""
-        rule = placed.rule
-        fill_random(out, self.seed, placed.source, rule.shape, region, mean=rule.mean, std=rule.std)
+        rule, name = placed.rule, placed.sources[number]
+        std = rule.std_of(number)
+        fill_random(out, self.seed, name, rule.shape, region, mean=rule.mean, std=std)
 
 
 class FileSource:
@@ -65,13 +66,13 @@ class FileSource:
         self._stack.close()
         self._files.clear()
 
-    def read(self, placed: Placed, region: Region, out: torch.Tensor) -> None:
+    def read(self, placed: Placed, number: int, region: Region, out: torch.Tensor) -> None:
         """Read the elements of `region`, and no other bytes.
 
         Raises:
             CheckpointError: where the file changed under the index.
         """
-        stored = self.index.tensors[placed.source]
+        stored = self.index.tensors[placed.sources[number]]
         if stored.file not in self._files:
             try:
                 file = os.open(stored.file, os.O_RDONLY | os.O_CLOEXEC)
@@ -111,12 +112,21 @@ def cut_tensors(
             raise ValueError(f"{placed.parameter}: holds {list(part.shape)}, not {list(shape)}")
         if part.is_meta:
             part = buffer[: part.nbytes].view(part.dtype).view(shape)
-        out = part.mT if rule.transpose else part
-        axis, filled = rule.cut.axis, 0
-        for region in rule.cut.regions(rule.shape, rank, ways):
-            size = region[axis].stop - region[axis].start
-            source.read(placed, region, out.narrow(axis, filled, size))
-            filled += size
-        out.narrow(axis, filled, out.shape[axis] - filled).zero_()
+        for number, place in enumerate(part.chunk(len(placed.sources))):
+            _fill(source, placed, number, rank, ways, place)
         yield placed, part
         pulse()
+
+
+def _fill(
+    source: Source, placed: Placed, number: int, rank: int, ways: int, place: torch.Tensor
+) -> None:
+    """Put a rank's part of one source into its place in the parameter."""
+    rule = placed.rule
+    out = place.mT if rule.transpose else place
+    axis, filled = rule.cut.axis, 0
+    for region in rule.cut.regions(rule.shape, rank, ways):
+        size = region[axis].stop - region[axis].start
+        source.read(placed, number, region, out.narrow(axis, filled, size))
+        filled += size
+    out.narrow(axis, filled, out.shape[axis] - filled).zero_()

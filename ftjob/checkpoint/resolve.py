@@ -14,22 +14,25 @@ from types import MappingProxyType
 from ftjob.errors import CheckpointError, nearest
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
-BUILTIN_CHECKPOINTS = ("demo_gpt",)
+BUILTIN_CHECKPOINTS = ("demo_gpt", "demo_t5")
 BUILTIN_TOKENIZERS = MappingProxyType(
     {
         "demo_gpt": ("demo_gpt/tokenizer.json",),
+        "demo_t5": ("demo_t5/tokenizer.json",),
         "gpt2": ("gpt2_bpe/vocab.json.gz", "gpt2_bpe/merges.txt.gz"),
     }
 )
-# What a decoder run needs of a hub repository; other formats of the same weights stay there.
+# What a run needs of a hub repository; other formats of the same weights stay there.
 HUB_FILES = (
     "config.json",
+    "generation_config.json",
     "*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
     "merges.txt",
+    "spiece.model",
 )
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 Shape = tuple[int, ...]
 Region = tuple[slice, ...]
+Place = Literal["layer", "encoder", "first", "last", "every"]
 
 
 @dataclass(frozen=True)
@@ -70,29 +71,37 @@ Cut = Whole | Split
 
 @dataclass(frozen=True)
 class TensorRule:
-    """One tensor of a checkpoint and the parameter it fills.
+    """One parameter and the tensors of a checkpoint that fill it.
 
-    Names hold `{layer}` where `place` is "layer". `shape` is the checkpoint's; `transpose` turns
-    its last two axes on the way into the parameter. `mean` and `std` shape random weights.
-    `tied_to` names a parameter that holds the same values: where a device has it, this one is
-    not read again. `quantize` marks what model.weights=int8 stores as int8.
+    Names hold `{layer}` where `place` is "layer" (of the decoder) or "encoder"; "every" stage
+    holds what all its layers share. `shape` is that of each of the `sources`: each is cut by
+    itself, and a rank's parts lie behind each other along the parameter's output axis, its first.
+    `transpose` turns the last two axes on the way into the parameter. `mean` and `std` shape
+    random weights, `std` as one number for all sources or one each. `tied_to` names a parameter
+    that holds the same values: where a device has it, this one is not read again. `quantize` marks
+    what model.weights=int8 stores as int8.
     """
 
     parameter: str
-    source: str
+    sources: tuple[str, ...]
     shape: Shape
-    place: Literal["layer", "first", "last"]
+    place: Place
     cut: Cut = Whole()
     transpose: bool = False
     quantize: bool = False
     tied_to: str | None = None
     mean: float = 0.0
-    std: float = 0.02
+    std: float | tuple[float, ...] = 0.02
+
+    def part_shape(self, ways: int) -> Shape:
+        """The shape of one source's part in the parameter on one of `ways` tensor ranks."""
+        local = self.cut.local_shape(self.shape, ways)
+        return (*local[:-2], local[-1], local[-2]) if self.transpose else local
 
     def parameter_shape(self, ways: int) -> Shape:
         """The shape of the parameter on one of `ways` tensor ranks."""
-        local = self.cut.local_shape(self.shape, ways)
-        return (*local[:-2], local[-1], local[-2]) if self.transpose else local
+        first, *rest = self.part_shape(ways)
+        return (len(self.sources) * first, *rest)
 
     @property
     def cuts_input(self) -> bool:
@@ -106,6 +115,10 @@ class TensorRule:
             return math.prod(shape) + 4 * shape[0]
         return math.prod(shape) * dtype_bytes
 
+    def std_of(self, number: int) -> float:
+        """The standard deviation of random weights of the source of that number."""
+        return self.std[number] if isinstance(self.std, tuple) else self.std
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -113,26 +126,42 @@ class Placed:
 
     rule: TensorRule
     parameter: str
-    source: str
+    sources: tuple[str, ...]
 
 
 def place(
-    rules: tuple[TensorRule, ...], first_layer: int, last_layer: int, *, first: bool, last: bool
+    rules: tuple[TensorRule, ...],
+    layers: tuple[int, int],
+    encoder: tuple[int, int],
+    *,
+    first: bool,
+    last: bool,
 ) -> list[Placed]:
-    """What a stage with layers `first_layer`..`last_layer`-1 holds, in reading order: embedding
-    and head, the largest, while nothing else is held.
+    """What a stage holds that has the decoder's layers layers[0] <= i < layers[1], and those of
+    the encoder likewise. In reading order: embedding and head, the largest, while nothing else is
+    held.
 
     A tied parameter is left out where the stage holds the parameter it is tied to.
     """
     held: list[Placed] = []
-    at = {"first": first, "last": last}
-    present = {r.parameter for r in rules if r.place != "layer" and at[r.place]}
+    spans = {"layer": range(*layers), "encoder": range(*encoder)}
+    at = {"first": first, "last": last, "every": True}
+    present = {r.parameter for r in rules if at.get(r.place)}
     for rule in rules:
-        if rule.place == "layer":
+        if rule.place in spans:
             held += [
-                Placed(rule, rule.parameter.format(layer=i), rule.source.format(layer=i))
-                for i in range(first_layer, last_layer)
+                Placed(
+                    rule,
+                    rule.parameter.format(layer=i),
+                    tuple(name.format(layer=i) for name in rule.sources),
+                )
+                for i in spans[rule.place]
             ]
         elif at[rule.place] and rule.tied_to not in present:
-            held.append(Placed(rule, rule.parameter, rule.source))
-    return sorted(held, key=lambda placed: placed.rule.place == "layer")
+            held.append(Placed(rule, rule.parameter, rule.sources))
+    return sorted(held, key=lambda placed: placed.rule.place in spans)
+
+
+def place_all(rules: tuple[TensorRule, ...], layers: int, encoder: int) -> list[Placed]:
+    """What a single stage holds: every tensor of the model once."""
+    return place(rules, (0, layers), (0, encoder), first=True, last=True)

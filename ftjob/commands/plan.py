@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from ftjob.commands.layout import columns, parameters, size
 from ftjob.config import JobConfig
 from ftjob.config.compose import compose
-from ftjob.job import ModelSource, open_model, shape_arch
+from ftjob.config.shape import missing_sizes
+from ftjob.job import ModelSource, open_model, shape_source
 from ftjob.launch.world import detect_world, make_machine
-from ftjob.model.families import family
+from ftjob.model.arch import Arch
 from ftjob.pipeline import equal_bubble, stage_costs, steady_bubble, wanted_share
 from ftjob.plan import Plan, check_length, layer_spans, make_plan
 
@@ -25,7 +26,8 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
     machine = make_machine(config.cluster, detect_world(os.environ), os.environ, for_plan=True)
     source = planned_model(config)
     output_len = config.plan.output_len
-    wanted, room = config.plan.input_len, source.arch.positions - output_len
+    wanted, positions = config.plan.input_len, source.arch.positions
+    room = 512 if positions is None else positions - output_len
     input_len = wanted if isinstance(wanted, int) else max(1, min(512, room))
     check_length(
         source.arch,
@@ -42,12 +44,9 @@ def planned_model(config: JobConfig) -> ModelSource:
 
     A plan needs no weights, so a hub id is not looked up as long as conf/ knows the shape.
     """
-    model = config.model
-    arch = model.arch
-    if None in (arch.layers, arch.heads, arch.hidden, arch.vocab, arch.positions):
+    if missing_sizes(config.model):
         return open_model(config)
-    shape = shape_arch(model.family, arch)
-    return ModelSource(shape, family(model.family).tensors(shape), None, model.checkpoint, ())
+    return shape_source(config, config.model.checkpoint)
 
 
 def render(
@@ -59,8 +58,7 @@ def render(
     lines = [
         f"model      {config.model.name} ({arch.family}): {parameters(source.parameters)} "
         f"parameters, {config.model.dtype}, weights {config.model.weights}",
-        f"shape      {arch.layers} layers, {arch.heads} heads of {arch.head_size}, hidden "
-        f"{arch.hidden}, MLP {arch.ffn}, vocabulary {arch.vocab}, {arch.positions} positions",
+        f"shape      {_shape(arch)}",
         f"mesh       tensor {plan.tensor} x pipeline {plan.pipeline} x data {plan.data} = "
         f"{len(plan.devices)} {machine.device} device{'s' if len(plan.devices) > 1 else ''} on "
         f"{ranks}",
@@ -76,9 +74,23 @@ def render(
     return "\n".join(lines) + "\n"
 
 
+def _shape(arch: Arch) -> str:
+    layers = (
+        f"{arch.encoder_layers} encoder and {arch.layers} decoder" if arch.seq2seq else arch.layers
+    )
+    mlp = f"MLP {arch.ffn}{' gated' if arch.gated else ''}"
+    positions = "relative" if arch.positions is None else arch.positions
+    return (
+        f"{layers} layers, {arch.heads} heads of {arch.head_size}, hidden {arch.hidden}, {mlp}, "
+        f"vocabulary {arch.vocab}, {positions} positions"
+    )
+
+
 def _stage_table(plan: Plan, tokens: int) -> list[str]:
     """A line per stage: layers, devices, ranks, bytes on one device."""
-    table = [["stage", "layers", "holds", "devices", "ranks", "weights", "cache/row"]]
+    seq2seq = any(d.last_encoder for d in plan.devices)
+    spans = ["encoder", "decoder"] if seq2seq else ["layers"]
+    table = [["stage", *spans, "holds", "devices", "ranks", "weights", "cache/row"]]
     for stage in range(plan.pipeline):
         members = [d for d in plan.devices if d.pipeline == stage]
         one = members[0]
@@ -86,6 +98,7 @@ def _stage_table(plan: Plan, tokens: int) -> list[str]:
         table.append(
             [
                 str(stage),
+                *([f"{one.first_encoder}-{one.last_encoder - 1}"] if seq2seq else []),
                 f"{one.first_layer}-{one.last_layer - 1}",
                 "+".join(ends) or "-",
                 _ranges([d.index for d in members]),
@@ -115,10 +128,11 @@ def _batch_line(plan: Plan, input_len: int, output_len: int) -> str:
 
 
 def _pipeline_line(config: JobConfig, source: ModelSource, plan: Plan) -> list[str]:
-    """The share of time in which stages wait, for few micro-batches, more, and no end of them."""
-    if plan.pipeline == 1:
-        return []
+    """The share of time in which stages wait, for few micro-batches, more, and no end of them;
+    told for scoring alone, whose batches pass every stage once."""
     arch, stages = source.arch, plan.pipeline
+    if stages == 1 or arch.seq2seq:
+        return []
     spans = layer_spans(arch.layers, stages)
     share = wanted_share(config.dataset)
     costs = stage_costs(spans, arch.hidden, arch.ffn, arch.vocab, share)

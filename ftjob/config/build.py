@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from ftjob.config.groups import JobConfig, check_fields_together
 from ftjob.config.keys import Key, keys_of, union_options
+from ftjob.config.shape import check_model_shape
 from ftjob.errors import ConfigError, nearest
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ def build(values: Mapping[str, Any]) -> JobConfig:
     """
     config = build_group(JobConfig, values, "")
     check_fields_together(config)
+    check_model_shape(config.model)
     return config
 
 

@@ -309,23 +309,6 @@ def check_fields_together(config: JobConfig) -> None:
             "model.checkpoint is not set: give a folder, a hub id, or random "
             "(model.checkpoint=PATH)."
         )
-    if model.checkpoint == "random":
-        missing = [
-            name
-            for name in ("layers", "heads", "hidden", "vocab", "positions")
-            if getattr(model.arch, name) is None
-        ]
-        if missing:
-            raise ConfigError(
-                f"model.checkpoint=random needs the model's shape; null are: "
-                f"{', '.join('model.arch.' + name for name in missing)}."
-            )
-    arch = model.arch
-    if arch.hidden and arch.heads and arch.hidden % arch.heads:
-        raise ConfigError(
-            f"model.arch.hidden={arch.hidden} is not a multiple of "
-            f"model.arch.heads={arch.heads}: each head takes hidden / heads columns."
-        )
     if isinstance(config.cluster.devices_per_node, int) and config.cluster.devices_per_node < 1:
         raise ConfigError(
             f"cluster.devices_per_node={config.cluster.devices_per_node}: must be at least 1."

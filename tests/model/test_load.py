@@ -75,7 +75,7 @@ def slices(source: ModelSource, spec: DeviceSpec, ways: int, times: Counts) -> C
     assert source.index is not None
     needed = np.zeros_like(times)
     for placed in stage_tensors(source.rules, spec):
-        rule, stored = placed.rule, bytes_of(source.index.tensors[placed.source])
+        rule, stored = placed.rule, bytes_of(source.index.tensors[placed.sources[0]])
         for region in rule.cut.regions(rule.shape, spec.tensor, ways):
             needed[stored[region].ravel()] += 1
     return needed
@@ -108,7 +108,7 @@ def test_each_device_reads_exactly_its_slices(
     most = np.zeros_like(asked)  # a part of a tensor has one reader, a whole one several
     for rule in source.rules:
         for layer in range(source.arch.layers if rule.place == "layer" else 1):
-            stored = bytes_of(source.index.tensors[rule.source.format(layer=layer)])
+            stored = bytes_of(source.index.tensors[rule.sources[0].format(layer=layer)])
             if rule.parameter != "head" or pipeline > 1:
                 most[stored.ravel()] += tensor if isinstance(rule.cut, Whole) else 1
     assert np.array_equal(together, most)

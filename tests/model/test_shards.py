@@ -6,6 +6,7 @@ stream of cut parts, put together again, is the file.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from gpt2_oracle import CPU, job_config, open_stage, plan_of, random_gpt2, write
 from safetensors.torch import load_file
 
 from ftjob.checkpoint.load import FileSource, cut_tensors
-from ftjob.checkpoint.shard import Placed, Split, TensorRule, Whole, place
+from ftjob.checkpoint.shard import Placed, Split, TensorRule, Whole, place, place_all
 from ftjob.comm import Solo
 from ftjob.job import open_model
 from ftjob.model.arch import Arch
@@ -22,7 +23,7 @@ from ftjob.model.families import family
 from ftjob.plan import stage_tensors
 
 WAYS = [1, 2, 3, 4, 6]
-ARCH = Arch("gpt2", 2, 12, 24, 36, 61, 17, 1e-5, "gelu_tanh", True)
+ARCH = Arch("gpt2", 2, 12, 2, 24, 36, 61, 17, 1e-5, "gelu_tanh", True)
 RULES = family("gpt2").tensors(ARCH)
 
 
@@ -84,6 +85,39 @@ def test_fused_parts_that_are_all_wanted_are_one_region() -> None:
     assert len(Split(axis=1, fused=3).regions((4, 6), 1, 2)) == 3
 
 
+def test_sources_of_a_parameter_lie_behind_each_other() -> None:
+    rule = TensorRule("q", ("a", "b", "c"), (4, 6), "every", Split(axis=0), quantize=True)
+    turned = replace(rule, shape=(6, 4), cut=Split(axis=1), transpose=True)
+    for each in (rule, turned):
+        assert [each.parameter_shape(ways) for ways in (1, 2, 4)] == [(12, 6), (6, 6), (3, 6)]
+        assert each.part_shape(2) == (2, 6)
+        assert each.parameter_bytes(2, 2, int8=False) == 72
+        assert each.parameter_bytes(2, 2, int8=True) == 36 + 4 * 6
+        assert not each.cuts_input
+    assert replace(rule, cut=Split(axis=1)).cuts_input
+    assert [replace(rule, std=(1.0, 2.0, 3.0)).std_of(i) for i in range(3)] == [1.0, 2.0, 3.0]
+
+
+def test_stages_take_their_layers_of_both_stacks() -> None:
+    rules = tuple(
+        TensorRule(name, (name,), (2,), where, tied_to="head" if name == "tied" else None)
+        for name, where in (
+            *[("l{layer}", "layer"), ("e{layer}", "encoder"), ("start", "first")],
+            *[("head", "last"), ("shared", "every"), ("tied", "every")],
+        )
+    )
+
+    def names(*spans: tuple[int, int], first: bool, last: bool) -> list[str]:
+        return [p.parameter for p in place(rules, *spans, first=first, last=last)]
+
+    first = names((0, 2), (0, 1), first=True, last=False)
+    assert first == ["start", "shared", "tied", "l0", "l1", "e0"]
+    assert names((2, 3), (1, 3), first=False, last=True) == ["head", "shared", "l2", "e1", "e2"]
+    assert [p.parameter for p in place_all(rules, 1, 2)] == [
+        *["start", "head", "shared", "l0", "e0", "e1"]
+    ]
+
+
 def test_vocabulary_padding_lies_at_the_end() -> None:
     cut = Split(axis=0, padded=True)
     taken = [cut.regions((5, 2), rank, 4)[0][0] for rank in range(4)]
@@ -113,7 +147,7 @@ def test_cut_stream_put_together_is_the_file(tmp_path: Path, ways: int) -> None:
                 files, held, spec.tensor, ways, lambda: pulses.append(None), rooms.__getitem__
             )
             for placed, part in parts:
-                found.setdefault(placed.source, []).append((placed, part))
+                found.setdefault(placed.sources[0], []).append((placed, part))
     assert found.keys() == stored.keys()
     assert len(pulses) == ways * len(stored)
     for name, cut in found.items():
@@ -152,12 +186,13 @@ def test_stage_holds_the_bytes_of_the_plan(tmp_path: Path, weights: str, pipelin
 
 
 def test_tied_head_is_read_again_only_where_the_embedding_is_not() -> None:
-    alone = [p.parameter for p in place(RULES, 0, 2, first=True, last=True)]
+    alone = [p.parameter for p in place(RULES, (0, 2), (0, 0), first=True, last=True)]
     assert "embed.tokens" in alone
     assert "head" not in alone
-    first = [p.parameter for p in place(RULES, 0, 1, first=True, last=False)]
-    last = {p.parameter: p.source for p in place(RULES, 1, 2, first=False, last=True)}
+    first = [p.parameter for p in place(RULES, (0, 1), (0, 0), first=True, last=False)]
+    behind = place(RULES, (1, 2), (0, 0), first=False, last=True)
+    last = {p.parameter: p.sources for p in behind}
     assert "embed.tokens" in first
-    assert last["head"] == "wte.weight"
+    assert last["head"] == ("wte.weight",)
     assert "layers.1.mlp.up.weight" in last
     assert not any(name.startswith(("embed", "layers.0")) for name in last)

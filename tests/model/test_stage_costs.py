@@ -13,7 +13,7 @@ from ftjob.model.decoder import Stage
 from ftjob.pipeline import stage_costs
 from ftjob.plan import layer_spans
 
-ARCH = Arch("gpt2", 5, 4, 32, 80, 101, 64, 1e-5, "gelu_tanh", True)
+ARCH = Arch("gpt2", 5, 4, 8, 32, 80, 101, 64, 1e-5, "gelu_tanh", True)
 META = torch.device("meta")
 ROWS, LENGTH = 6, 48
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from ftjob.checkpoint.shard import place_all
 from ftjob.config import build
 from ftjob.errors import CONFIG_REFUSED, UNREADABLE, CheckpointError, ConfigError
 from ftjob.job import ModelSource, open_model, prepare
@@ -41,9 +42,9 @@ def write_config(folder: Path, **changes: Any) -> None:
 def tensors() -> dict[str, np.ndarray]:
     arch = gpt2.read_config(CONFIG)
     return {
-        f"transformer.{rule.source.format(layer=i)}": np.zeros(rule.shape, np.float32)
-        for rule in gpt2.tensors(arch)
-        for i in (range(arch.layers) if rule.place == "layer" else [0])
+        f"transformer.{name}": np.zeros(placed.rule.shape, np.float32)
+        for placed in place_all(gpt2.tensors(arch), arch.layers, 0)
+        for name in placed.sources
     }
 
 

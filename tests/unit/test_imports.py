@@ -30,6 +30,7 @@ STDLIB_ONLY = (
     "config/groups.py",
     "config/keys.py",
     "config/old_names.py",
+    "config/shape.py",
     "__main__.py",
     "__init__.py",
 )
@@ -40,6 +41,7 @@ ONLY_IN = {
     "hydra": (("config/compose.py", "commands/hydra_app.py"), True),
     "transformers": ((), True),
     "datasets": (("tasks/rows.py",), True),
+    "sentencepiece": (("spiece.py",), True),
     "pytest": ((), True),
 }
 # calls that change torch for the whole process

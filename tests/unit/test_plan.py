@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ftjob.checkpoint.shard import TensorRule
+from ftjob.checkpoint.shard import TensorRule, place_all
 from ftjob.config import JobConfig, build
 from ftjob.errors import CONFIG_REFUSED, ConfigError
 from ftjob.model.arch import Arch
@@ -30,7 +30,7 @@ from ftjob.plan import (
     stage_tensors,
 )
 
-ARCH = Arch("gpt2", 10, 12, 48, 192, 101, 32, 1e-5, "gelu_tanh", True)
+ARCH = Arch("gpt2", 10, 12, 4, 48, 192, 101, 32, 1e-5, "gelu_tanh", True)
 
 
 def machine(*devices: int, memory: int = 10**9) -> Machine:
@@ -45,7 +45,7 @@ def config(
 
 
 def plan(wanted: JobConfig, machines: Machine, arch: Arch = ARCH) -> Plan:
-    return make_plan(wanted, arch, family("gpt2").tensors(arch), machines)
+    return make_plan(wanted, arch, family(arch.family).tensors(arch), machines)
 
 
 def test_mesh_runs_over_tensor_then_pipeline_then_data() -> None:
@@ -179,13 +179,14 @@ def test_int8_bytes_by_hand() -> None:
 def test_devices_hold_each_tensor(tensor: int, pipeline: int) -> None:
     made = plan(config(tensor, pipeline), machine(tensor * pipeline))
     rules: tuple[TensorRule, ...] = family("gpt2").tensors(ARCH)
-    held = [p.source for d in made.devices if d.tensor == 0 for p in stage_tensors(rules, d)]
-    expected = [
-        r.source.format(layer=i)
-        for r in rules
-        if r.tied_to is None
-        for i in (range(10) if r.place == "layer" else [0])
+    held = [
+        name
+        for d in made.devices
+        if d.tensor == 0
+        for p in stage_tensors(rules, d)
+        for name in p.sources
     ]
+    expected = [name for p in place_all(rules, 10, 0) for name in p.sources]
     again = ["wte.weight"] if pipeline > 1 else []
     assert sorted(held) == sorted(expected + again)
 

@@ -7,31 +7,36 @@ of devices. Standard library only, so that plans and refusals are instant.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from ftjob.checkpoint.shard import TensorRule
+from ftjob.config.groups import ArchConfig
 from ftjob.errors import CheckpointError, nearest
-from ftjob.model.arch import Arch
+from ftjob.model.arch import Arch, Specials
 
-MODULES = MappingProxyType({"gpt2": "ftjob.model.families.gpt2"})
+MODULES = MappingProxyType({"gpt2": "ftjob.model.families.gpt2", "t5": "ftjob.model.families.t5"})
 
 
 class Family(Protocol):
-    """What a family's module gives."""
+    """What a family's module gives. TOKENIZER is the one that random weights are run with."""
 
     MODEL_TYPES: tuple[str, ...]
     PREFIXES: tuple[str, ...]
     IGNORED: tuple[str, ...]
+    TOKENIZER: str
 
-    def read_config(self, config: Mapping[str, Any]) -> Arch:
-        """The `Arch` of a checkpoint's config.json; KeyError names a missing key."""
+    def read_config(self, config: Mapping[str, Any], names: Collection[str]) -> Arch:
+        """The `Arch` of a checkpoint's config.json and of the names of its tensors; KeyError names
+        a missing key."""
 
-    def from_shape(
-        self, layers: int, heads: int, hidden: int, ffn: int | None, vocab: int, positions: int
-    ) -> Arch:
-        """The `Arch` of a shape in conf/model, the rest as the family has it by default."""
+    def from_shape(self, shape: ArchConfig) -> Arch:
+        """The `Arch` of a whole shape in conf/model, the rest as the family has it by default."""
+
+    def specials(self, config: Mapping[str, Any]) -> Specials:
+        """The ids that config.json and generation_config.json together state, not yet checked;
+        `vocab_size` is there."""
 
     def tensors(self, arch: Arch) -> tuple[TensorRule, ...]:
         """Every tensor of a checkpoint, in reading order."""

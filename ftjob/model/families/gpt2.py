@@ -6,18 +6,23 @@ lie fused along the output axis. The plan, `load` and `random` read the rules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from ftjob.checkpoint.shard import Split, TensorRule
+from ftjob.checkpoint.shard import Place, Split, TensorRule, Whole
+from ftjob.config.groups import ArchConfig
 from ftjob.errors import CheckpointError
-from ftjob.model.arch import Activation, Arch
+from ftjob.model.arch import Activation, Arch, Specials
 
 MODEL_TYPES = ("gpt2",)
 PREFIXES = ("transformer.", "")
 # Causal masks that old releases saved as buffers, and the tied head saved a second time.
 IGNORED = ("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias", "lm_head.weight")
+TOKENIZER = "builtin:gpt2"
+
+# What GPT2Config says where config.json does not, and writes whatever the vocabulary is.
+_DEFAULT_EOS = 50256
 
 _ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {
@@ -30,7 +35,7 @@ _ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
 )
 
 
-def read_config(config: Mapping[str, Any]) -> Arch:
+def read_config(config: Mapping[str, Any], names: Collection[str] = ()) -> Arch:
     """The `Arch` of a GPT-2 config.json, keys as in transformers' GPT2Config.
 
     Raises:
@@ -67,6 +72,7 @@ def read_config(config: Mapping[str, Any]) -> Arch:
         family="gpt2",
         layers=config["n_layer"],
         heads=config["n_head"],
+        head_size=hidden // config["n_head"],
         hidden=hidden,
         ffn=config.get("n_inner") or 4 * hidden,
         vocab=config["vocab_size"],
@@ -77,34 +83,43 @@ def read_config(config: Mapping[str, Any]) -> Arch:
     )
 
 
-def from_shape(
-    layers: int, heads: int, hidden: int, ffn: int | None, vocab: int, positions: int
-) -> Arch:
+def from_shape(shape: ArchConfig) -> Arch:
     """A GPT-2 of that shape."""
     return read_config(
         {
-            "n_layer": layers,
-            "n_head": heads,
-            "n_embd": hidden,
-            "n_inner": ffn,
-            "vocab_size": vocab,
-            "n_positions": positions,
+            "n_layer": shape.layers,
+            "n_head": shape.heads,
+            "n_embd": shape.hidden,
+            "n_inner": shape.ffn,
+            "vocab_size": shape.vocab,
+            "n_positions": shape.positions,
         }
+    )
+
+
+def specials(config: Mapping[str, Any]) -> Specials:
+    """The ids that end a row: GPT2Config's, but none where that is its default and the vocabulary
+    is too small for it, for then it was never chosen."""
+    eos = config.get("eos_token_id", _DEFAULT_EOS)
+    ends = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+    return Specials(
+        None, () if ends == (_DEFAULT_EOS,) and config["vocab_size"] <= ends[0] else ends
     )
 
 
 def tensors(arch: Arch) -> tuple[TensorRule, ...]:
     """Every tensor of a GPT-2 checkpoint, in reading order."""
-    h, f = arch.hidden, arch.ffn
+    assert arch.positions is not None
+    h, f, positions = arch.hidden, arch.ffn, arch.positions
     columns, rows = Split(axis=1), Split(axis=0)
     vocab = Split(axis=0, padded=True)
     qkv = Split(axis=1, fused=3)
 
     def norm(parameter: str, source: str) -> list[TensorRule]:
-        where: Any = "layer" if "{layer}" in source else "last"
+        where: Place = "layer" if "{layer}" in source else "last"
         return [
-            TensorRule(f"{parameter}.weight", f"{source}.weight", (h,), where, mean=1.0),
-            TensorRule(f"{parameter}.bias", f"{source}.bias", (h,), where),
+            TensorRule(f"{parameter}.weight", (f"{source}.weight",), (h,), where, mean=1.0),
+            TensorRule(f"{parameter}.bias", (f"{source}.bias",), (h,), where),
         ]
 
     def linear(
@@ -112,26 +127,25 @@ def tensors(arch: Arch) -> tuple[TensorRule, ...]:
     ) -> list[TensorRule]:
         weight = TensorRule(
             f"layers.{{layer}}.{parameter}.weight",
-            f"h.{{layer}}.{source}.weight",
+            (f"h.{{layer}}.{source}.weight",),
             shape,
             "layer",
             cut,
             transpose=True,
             quantize=True,
         )
-        rule = TensorRule(
-            f"layers.{{layer}}.{parameter}.bias", f"h.{{layer}}.{source}.bias", shape[1:], "layer"
+        added = TensorRule(
+            f"layers.{{layer}}.{parameter}.bias",
+            (f"h.{{layer}}.{source}.bias",),
+            shape[1:],
+            "layer",
+            bias or Whole(),
         )
-        return [
-            weight,
-            rule
-            if bias is None
-            else TensorRule(rule.parameter, rule.source, rule.shape, "layer", bias),
-        ]
+        return [weight, added]
 
     return (
-        TensorRule("embed.tokens", "wte.weight", (arch.vocab, h), "first", vocab),
-        TensorRule("embed.positions", "wpe.weight", (arch.positions, h), "first"),
+        TensorRule("embed.tokens", ("wte.weight",), (arch.vocab, h), "first", vocab),
+        TensorRule("embed.positions", ("wpe.weight",), (positions, h), "first"),
         *norm("layers.{layer}.attention_norm", "h.{layer}.ln_1"),
         *linear("attention.qkv", "attn.c_attn", (h, 3 * h), qkv, Split(axis=0, fused=3)),
         *linear("attention.out", "attn.c_proj", (h, h), rows, None),
@@ -139,5 +153,5 @@ def tensors(arch: Arch) -> tuple[TensorRule, ...]:
         *linear("mlp.up", "mlp.c_fc", (h, f), columns, Split(axis=0)),
         *linear("mlp.down", "mlp.c_proj", (f, h), rows, None),
         *norm("norm", "ln_f"),
-        TensorRule("head", "wte.weight", (arch.vocab, h), "last", vocab, tied_to="embed.tokens"),
+        TensorRule("head", ("wte.weight",), (arch.vocab, h), "last", vocab, tied_to="embed.tokens"),
     )
