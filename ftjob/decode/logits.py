@@ -1,0 +1,88 @@
+"""The highest logits of each row over a vocabulary that is cut over a tensor group.
+
+The searches choose tokens from them. Every device of the group gets the same numbers, so that all
+of them take the same decisions without asking each other again.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ftjob.comm import Comm
+
+# Fewer columns than this are searched as they are.
+BINNED_FROM = 2048
+
+
+def top_logprobs(
+    logits: torch.Tensor, k: int, group: Comm
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The `k` highest of f32 logits [M, V/T]: values [M, k] falling, ids [M, k] int64, equal values
+    by rising id, and log(sum(exp(logits))) over the whole vocabulary [M], so that value - norm is a
+    log-probability. Column c of rank r is id r * V/T + c; padding is -inf. k is at most V.
+    """
+    columns = logits.shape[1]
+    held = min(k, columns)
+    values, ids = _highest(logits, held)
+    # log_softmax is the fastest way to the denominator: half of logsumexp's time
+    at_top = torch.log_softmax(logits, dim=1).gather(1, ids[:, :1]).squeeze(1)
+    norm = values[:, 0] - at_top
+    if group.size == 1:
+        return values, ids, norm
+    # a rank may hold nothing but padding
+    norm = norm.masked_fill(values[:, 0] == -torch.inf, -torch.inf)
+    bits = (ids + group.rank * columns).to(torch.int32).view(torch.float32)
+    every = group.all_gather(torch.cat((values, bits, norm.unsqueeze(1)), dim=1))  # [T, M, 2h + 1]
+    merged = every[..., : 2 * held].transpose(0, 1)  # [M, T, 2h]
+    values, order = (
+        merged[..., :held].flatten(1).sort(dim=1, descending=True, stable=True)
+    )  # [M, T * h]; ids rise with the rank, so stable keeps equal values by rising id
+    ids = merged[..., held:].flatten(1).view(torch.int32).gather(1, order[:, :k]).long()
+    return values[:, :k], ids, every[..., -1].logsumexp(dim=0)
+
+
+def _highest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k highest values of each row and their columns, equal values by rising column."""
+    if logits.device.type != "cpu":
+        return _highest_by_key(logits, k)
+    # topk leaves open which of equal values it takes, and in what order. One value more than asked
+    # for shows whether that matters; on the CPU looking costs nothing.
+    values, columns = _some_highest(logits, min(k + 1, logits.shape[1]))
+    tied = (values[:, 1:] == values[:, :-1]) & (values[:, 1:] > -torch.inf)
+    values, columns = values[:, :k], columns[:, :k]
+    if bool(tied.any()):
+        rows = tied.any(dim=1).nonzero().squeeze(1)
+        values[rows], columns[rows] = _highest_by_key(logits[rows], k)
+    return values, columns
+
+
+def _some_highest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """topk, of many columns by way of bins: the k highest values lie in the k bins with the highest
+    maxima (bin b holds columns b, b + bins, ...). Measured at [256, 8000]: 0.3 of topk's time.
+    """
+    columns = logits.shape[1]
+    bins = 64 * math.ceil(math.sqrt(columns) / 64)
+    if columns < BINNED_FROM or k > bins // 8:
+        return logits.topk(k)
+    depth = columns // bins
+    whole = depth * bins
+    cut = logits[:, :whole].reshape(-1, depth, bins)  # [M, D, B]
+    chosen = cut.amax(dim=1).topk(k).indices  # [M, k]
+    found = cut.gather(2, chosen.unsqueeze(1).expand(-1, depth, -1)).flatten(1)  # [M, D * k]
+    values, at = torch.cat((found, logits[:, whole:]), dim=1).topk(k)
+    in_bin = chosen.gather(1, at % k) + at.div(k, rounding_mode="floor") * bins
+    return values, in_bin.where(at < depth * k, at - depth * k + whole)
+
+
+def _highest_by_key(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same through whole-number keys, no two alike: the value's bits, put in order, before the
+    column counted down."""
+    last = logits.shape[1] - 1
+    bits = (logits + 0.0).view(torch.int32)  # + 0.0 makes one zero of two
+    rising = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    down = torch.arange(last, -1, -1, device=logits.device)
+    keys = ((rising << 32) | down).topk(k).values
+    columns = last - (keys & 0xFFFFFFFF)
+    return logits.gather(1, columns), columns
