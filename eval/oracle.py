@@ -29,7 +29,7 @@ def transformers_records(job: Job) -> Iterator[dict[str, Any]]:
     assert job.source.index is not None
     model: Any = GPT2LMHeadModel.from_pretrained(job.source.index.folder, dtype=torch.float32)
     model.eval()
-    task = make_task(job.config.dataset)
+    task = make_task(job.config)
     for row in RowSource(job.config.dataset).rows():
         yield _record(model, task, row, job)
 

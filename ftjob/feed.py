@@ -13,9 +13,21 @@ from ftjob.errors import ResumeRefused
 from ftjob.job import Job
 from ftjob.link import Link
 from ftjob.results.folder import RunFolder
-from ftjob.tasks.base import KeyMaker, Row, ScoreRequest, Task
+from ftjob.tasks.base import KeyMaker, ModelLimits, Request, Row, Task
 from ftjob.tasks.rows import RowSource
 from ftjob.telemetry import Phases
+
+
+def limits_of(job: Job) -> ModelLimits:
+    """What a task must know of the job's model."""
+    arch, room = job.source.arch, job.plan.generation
+    return ModelLimits(
+        arch.positions,
+        arch.vocab,
+        job.source.specials.ends,
+        arch.seq2seq,
+        room.cells if room is not None else None,
+    )
 
 
 class Feed:
@@ -54,7 +66,7 @@ class Feed:
         limit = self._job.config.dataset.limit
         return min(self.total, limit or self.total)
 
-    def requests(self) -> Iterator[ScoreRequest]:
+    def requests(self) -> Iterator[Request]:
         """Every row that is missing.
 
         Raises:
@@ -79,12 +91,12 @@ class Feed:
                     if len(rows) == window:
                         break
                 prepared = self._task.prepare(
-                    rows, names, self._job.tokenizer, self._job.source.arch.positions
+                    rows, names, self._job.tokenizer, limits_of(self._job)
                 )
             if refused := [p for p in prepared if isinstance(p, dict)]:
                 self._refuse(refused)
             self.exhausted = not rows
-            yield from (p for p in prepared if isinstance(p, ScoreRequest))
+            yield from (p for p in prepared if not isinstance(p, dict))
             rows, names = [], []
 
     def _check_answered_rows(self) -> None:

@@ -35,7 +35,7 @@ def load_job(overrides: Sequence[str]) -> tuple[Job, list[ScoreRequest]]:
     job = prepare(config, make_machine(config.cluster, World(0, 1, "none"), {}))
     rows = list(RowSource(config.dataset).rows())
     keys = [str(row.index) for row in rows]
-    prepared = make_task(config.dataset).prepare(
+    prepared = make_task(config).prepare(
         rows, keys, job.tokenizer, job.source.arch.positions
     )
     requests = [r for r in prepared if isinstance(r, ScoreRequest)]

@@ -172,7 +172,7 @@ def _work(
 
 def _check_expectations(config: JobConfig) -> None:
     """dataset.expect gives least values: of a metric where less is better it would say nothing."""
-    metrics = make_task(config.dataset).metrics
+    metrics = make_task(config).metrics
     for name, least in config.dataset.expect.items():
         if name in metrics and not metrics[name].higher_is_better:
             legal = ", ".join(n for n, m in metrics.items() if m.higher_is_better)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ftjob.config.groups import DatasetConfig
+from ftjob.config.groups import JobConfig
 from ftjob.tasks.base import Task
 from ftjob.tasks.lambada import Lambada
 
 
-def make_task(dataset: DatasetConfig) -> Task:
+def make_task(config: JobConfig) -> Task:
     """The task of a run; the choices of `dataset.task` are those of its type."""
-    return Lambada(ngrams=dataset.ngrams)
+    return Lambada(ngrams=config.dataset.ngrams)

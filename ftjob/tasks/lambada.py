@@ -15,6 +15,8 @@ from typing import Any
 from ftjob.tasks.base import (
     Encoder,
     Metric,
+    ModelLimits,
+    Request,
     Row,
     Scored,
     ScoreRequest,
@@ -70,15 +72,16 @@ class Lambada:
         }
 
     def prepare(
-        self, rows: Sequence[Row], keys: Sequence[str], encoder: Encoder, positions: int
-    ) -> list[ScoreRequest | dict[str, Any]]:
+        self, rows: Sequence[Row], keys: Sequence[str], encoder: Encoder, limits: ModelLimits
+    ) -> list[Request | dict[str, Any]]:
         """A request for each row, or the error record of a row that cannot be one."""
         splits = [row.text.rsplit(" ", 1) if row.text is not None else [] for row in rows]
         pairs = [i for i, parts in enumerate(splits) if len(parts) == 2]
         contexts = encoder.encode([splits[i][0] for i in pairs])
         targets = encoder.encode([" " + splits[i][1] for i in pairs])
         encoded = dict(zip(pairs, zip(contexts, targets, strict=True), strict=True))
-        out: list[ScoreRequest | dict[str, Any]] = []
+        out: list[Request | dict[str, Any]] = []
+        positions = limits.positions
         for i, (row, key) in enumerate(zip(rows, keys, strict=True)):
             context, target = encoded.get(i, ([], []))
             tokens = len(context) + len(target)
@@ -88,7 +91,7 @@ class Lambada:
                 out.append(error_record(row, key, f"line {row.line}: no space before a last word"))
             elif not context:
                 out.append(error_record(row, key, f"line {row.line}: no text before the last word"))
-            elif tokens - 1 > positions:
+            elif positions is not None and tokens - 1 > positions:
                 out.append(
                     error_record(
                         row,
