@@ -29,14 +29,14 @@ def transformers_records(job: Job) -> Iterator[dict[str, Any]]:
     assert job.source.index is not None
     model: Any = GPT2LMHeadModel.from_pretrained(job.source.index.folder, dtype=torch.float32)
     model.eval()
-    task = make_task(job.config.dataset)
+    task = make_task(job.config)
     for row in RowSource(job.config.dataset).rows():
         yield _record(model, task, row, job)
 
 
 @torch.inference_mode()
 def _record(model: Any, task: Any, row: Row, job: Job) -> dict[str, Any]:
-    (prepared,) = task.prepare([row], [""], job.tokenizer, job.source.arch.positions)
+    (prepared,) = task.prepare([row], [""], job.tokenizer, job.limits())
     if not isinstance(prepared, ScoreRequest):
         return dict(prepared)
     ids = torch.tensor([prepared.ids])

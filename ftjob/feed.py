@@ -1,7 +1,7 @@
 """The rows still to be answered, as requests: the data set without what the journal holds.
 
 Rank 0 only. Rows are prepared a window at a time, so that millions of them stream; rows that
-cannot be requests are journaled at once. The requests go to `handout`, which forms chunks.
+are no requests are journaled at once. The requests go to `handout`, which forms chunks.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from ftjob.errors import ResumeRefused
 from ftjob.job import Job
 from ftjob.link import Link
 from ftjob.results.folder import RunFolder
-from ftjob.tasks.base import KeyMaker, Row, ScoreRequest, Task
+from ftjob.tasks.base import KeyMaker, ModelLimits, Request, Row, Task
 from ftjob.tasks.rows import RowSource
 from ftjob.telemetry import Phases
 
 
 class Feed:
-    """The requests of one attempt. `refuse` takes the records of rows that cannot be requests."""
+    """The requests of one attempt. `refuse` takes the records of rows that are none: errors, and
+    rows that the configuration leaves out."""
 
     def __init__(
         self,
         job: Job,
         folder: RunFolder,
         task: Task,
+        limits: ModelLimits,
         identity: str,
         done: set[str],
         phases: Phases,
@@ -33,6 +35,7 @@ class Feed:
         refuse: Callable[[Sequence[dict[str, Any]]], None],
     ) -> None:
         self._job, self._folder, self._task, self._phases = job, folder, task, phases
+        self._limits = limits
         self._identity, self._unseen = identity, set(done)
         self._link, self._refuse = link, refuse
         self._source = RowSource(job.config.dataset)
@@ -54,7 +57,7 @@ class Feed:
         limit = self._job.config.dataset.limit
         return min(self.total, limit or self.total)
 
-    def requests(self) -> Iterator[ScoreRequest]:
+    def requests(self) -> Iterator[Request]:
         """Every row that is missing.
 
         Raises:
@@ -78,13 +81,11 @@ class Feed:
                     names.append(key)
                     if len(rows) == window:
                         break
-                prepared = self._task.prepare(
-                    rows, names, self._job.tokenizer, self._job.source.arch.positions
-                )
-            if refused := [p for p in prepared if isinstance(p, dict)]:
-                self._refuse(refused)
+                prepared = self._task.prepare(rows, names, self._job.tokenizer, self._limits)
+            if settled := [p for p in prepared if isinstance(p, dict)]:
+                self._refuse(settled)
             self.exhausted = not rows
-            yield from (p for p in prepared if isinstance(p, ScoreRequest))
+            yield from (p for p in prepared if not isinstance(p, dict))
             rows, names = [], []
 
     def _check_answered_rows(self) -> None:

@@ -131,7 +131,7 @@ def collect(folder: RunFolder) -> Score:
     """Merge the journals into samples.jsonl and score it."""
     history = read_history(folder)
     merge(folder, history)
-    task = make_task(load_config(folder).dataset)
+    task = make_task(load_config(folder))
     return score_samples(task, folder.file("samples.jsonl"), history)
 
 
@@ -146,7 +146,7 @@ def finish(folder: RunFolder, score: Score) -> Json:
     code, cause = status["code"], cause_text(status["cause"])
     if code == DONE:
         code, cause = verdict(config, score.summary.values, score.failed)
-    results = _results(folder, config, make_task(config.dataset), score, status)
+    results = _results(folder, config, make_task(config), score, status)
     results.update(code=code, cause=cause)
     write_json(folder.file("results.json"), results)
     write_json(folder.file("status.json"), status | {"code": code, "cause": cause})
