@@ -102,7 +102,7 @@ class DatasetConfig:
     path: str | None = key(
         None,
         "local .jsonl, .json, .csv, .tsv or .parquet file, or for translation a text file of a row "
-        "a line (.gz too); null is the shipped LAMBADA",
+        "a line (.gz too), or builtin:captions_en_de; null is the shipped LAMBADA",
     )
     target_path: str | None = key(
         None, "text file of reference translations, line by line those of dataset.path"
