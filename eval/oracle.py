@@ -36,7 +36,7 @@ def transformers_records(job: Job) -> Iterator[dict[str, Any]]:
 
 @torch.inference_mode()
 def _record(model: Any, task: Any, row: Row, job: Job) -> dict[str, Any]:
-    (prepared,) = task.prepare([row], [""], job.tokenizer, job.source.arch.positions)
+    (prepared,) = task.prepare([row], [""], job.tokenizer, job.limits())
     if not isinstance(prepared, ScoreRequest):
         return dict(prepared)
     ids = torch.tensor([prepared.ids])

@@ -1,7 +1,7 @@
 """The rows still to be answered, as requests: the data set without what the journal holds.
 
 Rank 0 only. Rows are prepared a window at a time, so that millions of them stream; rows that
-cannot be requests are journaled at once. The requests go to `handout`, which forms chunks.
+are no requests are journaled at once. The requests go to `handout`, which forms chunks.
 """
 
 from __future__ import annotations
@@ -18,26 +18,16 @@ from ftjob.tasks.rows import RowSource
 from ftjob.telemetry import Phases
 
 
-def limits_of(job: Job) -> ModelLimits:
-    """What a task must know of the job's model."""
-    arch, room = job.source.arch, job.plan.generation
-    return ModelLimits(
-        arch.positions,
-        arch.vocab,
-        job.source.specials.ends,
-        arch.seq2seq,
-        room.cells if room is not None else None,
-    )
-
-
 class Feed:
-    """The requests of one attempt. `refuse` takes the records of rows that cannot be requests."""
+    """The requests of one attempt. `refuse` takes the records of rows that are none: errors, and
+    rows that the configuration leaves out."""
 
     def __init__(
         self,
         job: Job,
         folder: RunFolder,
         task: Task,
+        limits: ModelLimits,
         identity: str,
         done: set[str],
         phases: Phases,
@@ -45,6 +35,7 @@ class Feed:
         refuse: Callable[[Sequence[dict[str, Any]]], None],
     ) -> None:
         self._job, self._folder, self._task, self._phases = job, folder, task, phases
+        self._limits = limits
         self._identity, self._unseen = identity, set(done)
         self._link, self._refuse = link, refuse
         self._source = RowSource(job.config.dataset)
@@ -90,11 +81,9 @@ class Feed:
                     names.append(key)
                     if len(rows) == window:
                         break
-                prepared = self._task.prepare(
-                    rows, names, self._job.tokenizer, limits_of(self._job)
-                )
-            if refused := [p for p in prepared if isinstance(p, dict)]:
-                self._refuse(refused)
+                prepared = self._task.prepare(rows, names, self._job.tokenizer, self._limits)
+            if settled := [p for p in prepared if isinstance(p, dict)]:
+                self._refuse(settled)
             self.exhausted = not rows
             yield from (p for p in prepared if not isinstance(p, dict))
             rows, names = [], []

@@ -17,11 +17,13 @@ from ftjob.checkpoint.resolve import resolve
 from ftjob.checkpoint.shard import TensorRule, place_all
 from ftjob.checkpoint.specials import read_specials
 from ftjob.config import JobConfig
+from ftjob.config.dataset import check_model_for_task
 from ftjob.config.groups import ArchConfig
 from ftjob.errors import CheckpointError, ConfigError
 from ftjob.model.arch import Arch, Specials
 from ftjob.model.families import Family, family, family_of
 from ftjob.plan import Machine, Plan, make_plan
+from ftjob.tasks.base import ModelLimits
 from ftjob.tokenizer import Tokenizer, open_tokenizer
 
 
@@ -55,6 +57,13 @@ class Job:
     source: ModelSource
     tokenizer: Tokenizer
     plan: Plan
+
+    def limits(self, cache_tokens: int | None = None) -> ModelLimits:
+        """What a task must know to make requests; `cache_tokens` are those of a device that
+        generates."""
+        arch = self.source.arch
+        ends = self.source.specials.ends
+        return ModelLimits(arch.positions, arch.vocab, ends, arch.seq2seq, cache_tokens)
 
     def identity(self) -> dict[str, Any]:
         """What shapes the answers, name -> value; a resumed run must have the same."""
@@ -118,6 +127,7 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
         CheckpointError: for a checkpoint or tokenizer that is absent or does not fit.
     """
     source = open_model(config)
+    check_model_for_task(config, source.arch.seq2seq)
     folder = source.index.folder if source.index is not None else None
     plan = make_plan(config, source.arch, source.rules, machine)
     spec = config.model.tokenizer

@@ -28,6 +28,7 @@ from ftjob.results.folder import RunFolder
 from ftjob.results.journal import JournalWriter
 from ftjob.status import DeviceState, RankStatus
 from ftjob.tasks import make_task
+from ftjob.tasks.base import ScoreRequest
 from ftjob.telemetry import Phases, Progress, RunLog
 
 # Seconds between two looks around: for one rank alone, and where messages come.
@@ -75,9 +76,18 @@ class Rank:
         self.asked = False
         if link.rank == 0:
             self.feed = Feed(
-                job, folder, self.task, identity, done, phases, link, self._refuse_rows
+                job,
+                folder,
+                self.task,
+                job.limits(),
+                identity,
+                done,
+                phases,
+                link,
+                self._refuse_rows,
             )
-            self.handout = Handout(job.plan, job.config.batch, self.feed.requests(), link)
+            scored = (r for r in self.feed.requests() if isinstance(r, ScoreRequest))
+            self.handout = Handout(job.plan, job.config.batch, scored, link)
             self.progress = Progress(None, len(done), job.config.run.progress_s)
 
     def run(self) -> Cause | None:
@@ -289,12 +299,16 @@ class Rank:
         """Journal rows that cannot be requests."""
         self.journal.append(records)
         self.status.rows += len(records)
-        self.status.failed += len(records)
-        self.progress.add(len(records), 0, len(records))
-        for record in records[:20]:
+        failed = [r for r in records if r["error"] is not None]
+        self.status.failed += len(failed)
+        self.progress.add(len(records), 0, len(failed))
+        for record in failed[:20]:
             self.log.write("warning", f"row refused: {record['error']}", phase="read")
-        if len(records) > 20:
-            self.log.write("warning", f"and {len(records) - 20} rows more", phase="read")
+        if len(failed) > 20:
+            self.log.write("warning", f"and {len(failed) - 20} rows more", phase="read")
+        if skipped := len(records) - len(failed):
+            text = f"{skipped} rows left out (dataset.too_long=skip)"
+            self.log.write("warning", text, phase="read")
 
 
 class _Ended(Exception):

@@ -35,9 +35,7 @@ def load_job(overrides: Sequence[str]) -> tuple[Job, list[ScoreRequest]]:
     job = prepare(config, make_machine(config.cluster, World(0, 1, "none"), {}))
     rows = list(RowSource(config.dataset).rows())
     keys = [str(row.index) for row in rows]
-    prepared = make_task(config).prepare(
-        rows, keys, job.tokenizer, job.source.arch.positions
-    )
+    prepared = make_task(config).prepare(rows, keys, job.tokenizer, job.limits())
     requests = [r for r in prepared if isinstance(r, ScoreRequest)]
     return job, sorted(requests, key=lambda r: -len(r.ids))
 

@@ -174,8 +174,8 @@ def _check_expectations(config: JobConfig) -> None:
     """dataset.expect gives least values: of a metric where less is better it would say nothing."""
     metrics = make_task(config).metrics
     for name, least in config.dataset.expect.items():
-        if name in metrics and not metrics[name].higher_is_better:
-            legal = ", ".join(n for n, m in metrics.items() if m.higher_is_better)
+        if name in metrics and metrics[name].higher_is_better is False:
+            legal = ", ".join(n for n, m in metrics.items() if m.higher_is_better is not False)
             raise ConfigError(
                 f"dataset.expect.{name}={least:g}: less is better there, and dataset.expect gives "
                 f"least values. Legal: {legal}."

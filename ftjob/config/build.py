@@ -11,6 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from ftjob.config.dataset import check_dataset
 from ftjob.config.groups import JobConfig, check_fields_together
 from ftjob.config.keys import Key, keys_of, union_options
 from ftjob.config.shape import check_model_shape
@@ -29,6 +30,7 @@ def build(values: Mapping[str, Any]) -> JobConfig:
     config = build_group(JobConfig, values, "")
     check_fields_together(config)
     check_model_shape(config.model)
+    check_dataset(config)
     return config
 
 

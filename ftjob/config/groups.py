@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
-from ftjob.config.keys import POSITIVE, about, at_least, between, key, keys_of
+from ftjob.config.keys import POSITIVE, Rule, about, at_least, between, key, keys_of
 from ftjob.errors import ConfigError
 
 
@@ -101,8 +101,8 @@ class DatasetConfig:
     )
     path: str | None = key(
         None,
-        "local .jsonl, .json, .csv, .tsv or .parquet file, or with target_path a text file of a "
-        "row a line (.gz too); null is the shipped set",
+        "local .jsonl, .json, .csv, .tsv or .parquet file, or for translation a text file of a row "
+        "a line (.gz too), or builtin:captions_en_de; null is the shipped LAMBADA",
     )
     target_path: str | None = key(
         None, "text file of reference translations, line by line those of dataset.path"
@@ -113,9 +113,15 @@ class DatasetConfig:
     sacrebleu: str | None = key(
         None, "test set that sacrebleu knows, such as wmt17; from its cache, else the network"
     )
-    pair: str = key("en-de", "languages, source first")
+    pair: str = key(
+        "en-de",
+        "languages, source first",
+        rule=Rule("two languages as in en-de", lambda v: all(v.partition("-"))),
+    )
     column: str = key("text", "column that holds the text, or the source")
-    target_column: str = key("target", "column that holds the reference translation")
+    target_column: str | None = key(
+        "target", "column that holds the reference translation; null is none, so no score"
+    )
     prefix: str = key("", "text put before every source", shapes_answer=True)
     max_source_tokens: int | None = key(
         None,
@@ -296,15 +302,7 @@ def check_fields_together(config: JobConfig) -> None:
     Raises:
         ConfigError: naming both keys and the rule.
     """
-    data, model = config.dataset, config.model
-    if data.path is not None and data.hub is not None:
-        raise ConfigError(
-            f"dataset.path={data.path} and dataset.hub={data.hub} are both set: "
-            "a data set has one source. Set one of them to null."
-        )
-    if data.hub_config is not None and data.hub is None:
-        raise ConfigError(f"dataset.hub_config={data.hub_config} needs dataset.hub=ID.")
-    if not model.checkpoint:
+    if not config.model.checkpoint:
         raise ConfigError(
             "model.checkpoint is not set: give a folder, a hub id, or random "
             "(model.checkpoint=PATH)."

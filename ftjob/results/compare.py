@@ -3,6 +3,16 @@ where that is more), near ties excused.
 
 Float32 products are not invariant to the batch, so a decision between two almost equal logits can
 turn. A row may differ there only where it recorded the near tie itself, and only few rows may.
+
+What a turned decision may change depends on how the row was answered:
+- Teacher-forced scoring feeds the target whatever the model prefers: the id at that position alone.
+- Greedy generation feeds what it chose: everything from that position on. Before it both runs had
+  the same ids, so the first id that differs must stand at a near tie itself.
+- Beams may have differed in any token: two hypotheses that part at position 2 can swap places at
+  step 30. So the first differing id may come before the tie. But up to the first tie both searches
+  had the same beams and the same pool of finished hypotheses, which only longer ones can enter
+  later, and a swap of two finished ones is recorded at the last token of the best: some answer of
+  either run must reach past some tie.
 """
 
 from __future__ import annotations
@@ -26,6 +36,11 @@ IGNORED = frozenset({"error", "key"})
 # What a turned decision of teacher-forced scoring may change.
 DECIDED = frozenset(
     {"correct", "last_token_correct", "output", "output_ids", "near_ties", "ngrams"}
+)
+# What one of generation may change: what was generated, and what is measured of it.
+GENERATED = frozenset(
+    {"correct", "last_token_correct", "output", "output_ids", "near_ties", "finish_reason"}
+    | {"cum_logprob", "score", "token_logprobs", "hypotheses", "output_tokens", "chrf"}
 )
 
 
@@ -100,8 +115,13 @@ def _compare_row(found: Comparison, a: dict[str, Any], b: dict[str, Any]) -> Non
         return  # a gap just above the threshold in one run and just below in the other
     where = f"row {a['index']} (line {a['line']})"
     ties = {int(p) for record in (a, b) for p, _ in record["near_ties"]}
+    if "cum_logprob" in a and "cum_logprob" in b:
+        reason = _turned_generation(a, b, set(differing), ties)
+        if reason is not None:
+            found.excused.append(f"{where}: {', '.join(differing)} {reason}")
+            return
     turned = _positions(a["output_ids"], b["output_ids"])
-    if set(differing) <= DECIDED and turned and turned <= ties:
+    if "cum_logprob" not in a and set(differing) <= DECIDED and turned and turned <= ties:
         found.excused.append(f"{where}: {', '.join(differing)} at {sorted(turned)}")
         return
     if differing == ["ngrams"] and any(r.get("near_ties_elsewhere") for r in (a, b)):
@@ -109,6 +129,33 @@ def _compare_row(found: Comparison, a: dict[str, Any], b: dict[str, Any]) -> Non
         return
     shown = "; ".join(f"{n}: {_short(a.get(n))} / {_short(b.get(n))}" for n in differing)
     found.differences.append(f"{where}: {shown}")
+
+
+def _turned_generation(
+    a: dict[str, Any], b: dict[str, Any], differing: set[str], ties: set[int]
+) -> str | None:
+    """By which near tie two generated answers may differ; None where by none. Where the ids are
+    equal nothing was turned, and numbers and texts must be equal too."""
+    if a["output_ids"] != b["output_ids"]:
+        free = GENERATED
+    elif _reported(a) != _reported(b):
+        free = frozenset({"hypotheses", "near_ties"})  # the best is the same, in all its figures
+    else:
+        return None
+    if not differing <= free:
+        return None
+    if "score" in a and "score" in b:  # which is there with beams alone
+        reach = max(len(ids) for ids in (*_reported(a), *_reported(b)))
+        tie = min(ties, default=reach)
+        return f"from a near tie at step {tie} on" if tie < reach else None
+    first = min(_positions(a["output_ids"], b["output_ids"]))
+    within = first < min(len(a["output_ids"]), len(b["output_ids"]))
+    return f"from a near tie at {first} on" if within and first in ties else None
+
+
+def _reported(record: dict[str, Any]) -> list[list[int]]:
+    """The ids of every hypothesis that a record holds."""
+    return [record["output_ids"], *(h["output_ids"] for h in record.get("hypotheses", ()))]
 
 
 def _positions(a: list[int], b: list[int]) -> set[int]:
@@ -125,6 +172,8 @@ def _equal(a: Any, b: Any) -> bool:
         return a == b or (close and (isinstance(a, float) or isinstance(b, float)))
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
     return bool(a == b)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftjob.pipeline import formed_sizes, makespan, stage_costs
+from ftjob.results.statuses import WORKING
 
 Json = dict[str, Any]
 
@@ -55,40 +56,38 @@ def with_stages(ranks: Sequence[Json]) -> tuple[list[Json], list[Json]]:
     return phases, devices
 
 
-def pipeline_facts(ranks: Sequence[Json], model: Json, wanted: float) -> Json:
+def pipeline_facts(ranks: Sequence[Json], model: Json, wanted: float | None) -> Json:
     """The `pipeline` of results.json; empty where no batch went through several stages.
 
     It counts every replica of every attempt that had the same stages as the latest. `bubble` is
     the share of their devices' time, from first batch to last, without work of their own;
     `predicted` is what batches of such sizes leave idle on devices of equal speed, where the share
     `wanted` of positions is scored. `each` has both by stage; `micro_batches` has a number for
-    each of those replicas.
+    each of those replicas. Where rows are generated `wanted` is None, and both `predicted` and
+    `micro_batches` are left out: a chunk's rows come and go in the decode steps.
     """
     runs = _runs(ranks)
     runs = [run for run in runs if run.spans == runs[-1].spans]
     if not runs:
         return {}
     spans = runs[0].spans
-    costs = stage_costs(spans, model["hidden"], model["ffn"], model["vocab"], wanted)
-    tokens = sum(sum(run.sizes) for run in runs)
-    whole = sum(makespan(costs, run.sizes) for run in runs)
-    each = []
+    each: list[Json] = []
     for stage, (first, last) in enumerate(spans):
         busy = sum(d["busy_s"] for run in runs for d in run.stages[stage])
         held = sum(run.seconds * len(run.stages[stage]) for run in runs)
-        each.append({
-            "stage": stage,
-            "layers": [first, last - 1],
-            "bubble": max(0.0, 1 - busy / held),
-            "predicted": 1 - costs[stage] * tokens / whole,
-        })  # fmt: skip
-    return {
-        "stages": len(spans),
-        "micro_batches": [len(run.sizes) for run in runs],
-        "bubble": sum(e["bubble"] for e in each) / len(each),
-        "predicted": sum(e["predicted"] for e in each) / len(each),
-        "each": each,
-    }
+        layers, bubble = [first, last - 1], max(0.0, 1 - busy / held)
+        each.append({"stage": stage, "layers": layers, "bubble": bubble})
+    found = {"stages": len(spans), "bubble": sum(e["bubble"] for e in each) / len(each)}
+    if wanted is None:
+        return found | {"each": each}
+    costs = stage_costs(spans, model["hidden"], model["ffn"], model["vocab"], wanted)
+    tokens = sum(sum(run.sizes) for run in runs)
+    whole = sum(makespan(costs, run.sizes) for run in runs)
+    for facts, cost in zip(each, costs, strict=True):
+        facts["predicted"] = 1 - cost * tokens / whole
+    predicted = sum(e["predicted"] for e in each) / len(each)
+    sizes = [len(run.sizes) for run in runs]
+    return found | {"micro_batches": sizes, "predicted": predicted, "each": each}
 
 
 def _runs(ranks: Sequence[Json]) -> list[_Run]:
@@ -100,7 +99,7 @@ def _runs(ranks: Sequence[Json]) -> list[_Run]:
         for device in status["devices"]:
             replicas.setdefault((status["attempt"], device["spec"]["data"]), []).append(device)
         for phase in status["phases"]:
-            if phase["name"] == "score":
+            if phase["name"] in WORKING:
                 key = status["attempt"], status["rank"], phase["device"]
                 scored.setdefault(key, []).append((phase["start_s"], phase["end_s"]))
     found = []

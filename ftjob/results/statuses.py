@@ -11,6 +11,8 @@ from ftjob.errors import DEADLINE, DONE, DRAINED, KILLED, Cause, RunFolderError
 from ftjob.results.folder import RunFolder, is_running
 
 Json = dict[str, Any]
+# The phases in which devices answer rows: teacher-forced in one, or generating in two.
+WORKING = ("score", "prefill", "decode")
 
 
 def merged_status(folder: RunFolder) -> Json:
@@ -93,11 +95,13 @@ def attempt_facts(ranks: list[Json], number: int, rows: int) -> Json:
 
 
 def throughput(ranks: list[Json]) -> Json:
-    """Rows and real tokens per second of the time in which any device scored, attempts added up.
+    """Rows and real tokens per second of the time in which any device scored or generated,
+    attempts added up.
 
     A replica of several devices does its rows together: they count once, by its first device.
+    Where rows were generated, `tokens` are the new ones, `input_tokens` those read before.
     """
-    rows = tokens = 0
+    rows = tokens = inputs = 0
     seconds = 0.0
     for attempt in {s["attempt"] for s in ranks}:
         spans = [
@@ -105,7 +109,7 @@ def throughput(ranks: list[Json]) -> Json:
             for s in ranks
             if s["attempt"] == attempt
             for p in s["phases"]
-            if p["name"] == "score"
+            if p["name"] in WORKING
         ]
         if spans:
             seconds += max(e for _, e in spans) - min(b for b, _ in spans)
@@ -118,9 +122,11 @@ def throughput(ranks: list[Json]) -> Json:
         ]
         rows += sum(d["rows"] for d in first)
         tokens += sum(d["tokens"] for d in first)
+        inputs += sum(d.get("input_tokens") or 0 for d in first)
     return {
         "rows": rows,
         "tokens": tokens,
+        **({"input_tokens": inputs} if inputs else {}),
         "seconds": round(seconds, 4),
         "rows_per_s": rows / seconds if seconds else 0.0,
         "tokens_per_s": tokens / seconds if seconds else 0.0,

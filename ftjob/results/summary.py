@@ -30,7 +30,7 @@ from ftjob.results.journal import History, raw_lines, read_history
 from ftjob.results.pipeline import pipeline_facts, with_stages
 from ftjob.results.statuses import attempt_facts, cause_text, merged_status, throughput
 from ftjob.tasks import make_task
-from ftjob.tasks.base import Summary, Task
+from ftjob.tasks.base import Summary, Task, is_answer
 
 Json = dict[str, Any]
 SHOWN_FAILURES = 50
@@ -94,6 +94,7 @@ class Score:
 
     summary: Summary
     answered: int
+    skipped: int
     failed: int
     first_failed: list[Json]
     rows_of_attempts: Mapping[int, int]
@@ -101,18 +102,21 @@ class Score:
 
 def score_samples(task: Task, path: Path, history: History) -> Score:
     """The score of a samples.jsonl. Memory does not grow with its rows."""
-    counts = [0, 0]
+    counts = {"answered": 0, "skipped": 0, "failed": 0}
     first_failed: list[Json] = []
 
     def counted() -> Iterator[Json]:
         for sample in read_samples(path):
-            counts[sample["error"] is not None] += 1
+            given = "answered" if is_answer(sample) else "skipped"
+            counts["failed" if sample["error"] is not None else given] += 1
             if sample["error"] is not None and len(first_failed) < SHOWN_FAILURES:
                 first_failed.append({k: sample[k] for k in ("line", "id", "error")})
             yield sample
 
     summary = task.summarise(counted())
-    return Score(summary, counts[0], counts[1], first_failed, history.rows_of_attempts())
+    return Score(
+        summary, **counts, first_failed=first_failed, rows_of_attempts=history.rows_of_attempts()
+    )
 
 
 def verdict(config: JobConfig, values: dict[str, float], failed: int) -> tuple[int, str | None]:
@@ -170,7 +174,9 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
     plan = read_json_file(folder.file("plan.json"))
     ranks = status["ranks"]
     phases, devices = with_stages(ranks)
-    bubble = pipeline_facts(ranks, plan["model"], wanted_share(config.dataset))
+    generates = config.dataset.generates
+    wanted = None if generates else wanted_share(config.dataset)
+    bubble = pipeline_facts(ranks, plan["model"], wanted)
     last, summary = ranks[-1], score.summary
     # an attempt that died early has not seen the data set; one before it may have
     dataset = max((s["dataset"] for s in ranks), key=lambda d: int(d["total"]))
@@ -197,6 +203,7 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
         "git_hash": environment.get("git_hash"),
         "command": shlex.join(["python", "-m", "ftjob", *overrides]),
         "results": {task.name: figures},
+        "mode": "generate" if generates else "score",
         "headline": list(task.headline),
         "metrics": {
             n: {
@@ -207,6 +214,8 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
             }
             for n, m in task.metrics.items()
         },
+        "intervals": {name: list(ends) for name, ends in summary.intervals.items()},
+        "signatures": summary.signatures,
         "higher_is_better": {task.name: {n: m.higher_is_better for n, m in task.metrics.items()}},
         "n-samples": {task.name: {"original": dataset["total"], "effective": score.answered}},
         "dataset": {"source": dataset["name"], "rows": dataset["total"]},
@@ -215,6 +224,7 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
             "max_failed": config.run.max_failed,
             "first": score.first_failed,
         },
+        "skipped": score.skipped,
         "expect": expect,
         "throughput": throughput(ranks),
         **({"pipeline": bubble} if bubble else {}),
@@ -231,7 +241,7 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
             max(s["elapsed_s"] for s in ranks if s["attempt"] == number)
             for number in {s["attempt"] for s in ranks}
         ),
-        "notes": _notes(plan["model"], config),
+        "notes": [*_notes(plan["model"], config), *summary.notes],
         "charts": summary.charts,
         "tables": summary.tables,
     }

@@ -5,8 +5,12 @@ from __future__ import annotations
 from ftjob.config.groups import JobConfig
 from ftjob.tasks.base import Task
 from ftjob.tasks.lambada import Lambada
+from ftjob.tasks.translation import Translation
 
 
 def make_task(config: JobConfig) -> Task:
     """The task of a run; the choices of `dataset.task` are those of its type."""
-    return Lambada(ngrams=config.dataset.ngrams)
+    data, decode = config.dataset, config.decode
+    if data.task == "translation":
+        return Translation(data, decode)
+    return Lambada(data.ngrams, decode if data.generates else None)

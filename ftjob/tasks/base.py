@@ -7,7 +7,7 @@ summary goes into results.json. Never imports torch, so that reports build witho
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -18,8 +18,8 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text."""
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids."""
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """The text of ids, without special tokens where asked."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,13 @@ class Scored:
 @dataclass(frozen=True)
 class GenerateRequest:
     """A row to be continued. `ids` are the prompt or, for an encoder-decoder model, the source
-    with its end token; at least one."""
+    with its end token; at least one. `cut_tokens` of the source were left off to fit."""
 
     row: Row
     key: str
     ids: list[int]
     max_new_tokens: int
+    cut_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,20 +122,28 @@ Answer = Scored | Generated
 
 @dataclass(frozen=True)
 class Metric:
-    """How a figure is named and what it means; `unit` "%" is a fraction shown as percent."""
+    """How a figure is named and what it means; `unit` "%" is a fraction shown as percent. A figure
+    that is no score has None for `higher_is_better`."""
 
     title: str
     definition: str
     unit: str = ""
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
 
 
 @dataclass
 class Summary:
-    """A task's score: figures by name, their standard errors, and what the page shows of rows."""
+    """A task's score: figures by name, their standard errors, and what the page shows of rows.
+
+    `intervals` are 95 % intervals where they are known better than by 1.96 standard errors;
+    `signatures` say how a figure was computed; `notes` are what a reader must know first.
+    """
 
     values: dict[str, float] = field(default_factory=dict)
     stderrs: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    signatures: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     charts: list[dict[str, Any]] = field(default_factory=list)
     tables: list[dict[str, Any]] = field(default_factory=list)
 
@@ -144,18 +153,18 @@ class Task(Protocol):
 
     name: str
     headline: tuple[str, ...]
-    metrics: dict[str, Metric]
+    metrics: Mapping[str, Metric]
 
     def prepare(
         self, rows: Sequence[Row], keys: Sequence[str], encoder: Encoder, limits: ModelLimits
     ) -> list[Request | dict[str, Any]]:
-        """A request for each row, or the error record of a row that cannot be one."""
+        """A request for each row, or the record of a row that is none: an error, or skipped."""
 
     def record(self, request: Any, answer: Any, encoder: Encoder) -> dict[str, Any]:
         """The line of samples.jsonl for an answered request."""
 
     def summarise(self, samples: Iterable[dict[str, Any]]) -> Summary:
-        """The score of the records without an error."""
+        """The score of the records with an answer."""
 
 
 # A decision is a near tie where the two highest logits are closer than this.
@@ -167,6 +176,9 @@ def near_ties(gaps: Sequence[float]) -> list[list[float]]:
     return [[i, round(g, 9)] for i, g in enumerate(gaps) if g < NEAR_TIE]
 
 
+SKIPPED = "skip"
+
+
 def error_record(row: Row, key: str, message: str) -> dict[str, Any]:
     """The record of a row that gives no answer."""
     return {
@@ -175,13 +187,28 @@ def error_record(row: Row, key: str, message: str) -> dict[str, Any]:
         "index": row.index,
         "line": row.line,
         "input": row.text,
-        "target": None,
+        "target": row.target,
         "output": None,
         "output_ids": [],
         "finish_reason": "error",
         "error": message,
         "near_ties": [],
     }
+
+
+def skip_record(row: Row, key: str, reason: str) -> dict[str, Any]:
+    """The record of a row that was left out as the configuration asks: journaled, so that a resumed
+    run need not read it again, and no failure. `skipped` says why."""
+    return error_record(row, key, "") | {
+        "finish_reason": SKIPPED,
+        "error": None,
+        "skipped": reason,
+    }
+
+
+def is_answer(record: dict[str, Any]) -> bool:
+    """Whether a record holds an answer: neither an error nor skipped."""
+    return record["error"] is None and record["finish_reason"] != SKIPPED
 
 
 class KeyMaker:

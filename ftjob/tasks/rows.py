@@ -1,4 +1,4 @@
-"""Reads a dataset as a stream of rows: the shipped file, a local file, or a set of the hub.
+"""Reads a dataset as a stream of rows: a shipped file, local ones, or a set of the hub's.
 
 One malformed row is a row with an error and its line number, and the stream goes on; a file that
 cannot be read at all is refused. The rows go to the task's `prepare`.
@@ -7,23 +7,24 @@ cannot be read at all is refused. The rows go to the task's `prepare`.
 from __future__ import annotations
 
 import csv
-import dataclasses
-import gzip
 import io
-import json
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from types import MappingProxyType
+from typing import Any
 
+from ftjob.config.dataset import TEXT, file_kind
 from ftjob.config.groups import DatasetConfig
 from ftjob.errors import DataError, nearest
 from ftjob.tasks.base import Row
+from ftjob.tasks.files import BOM, guarded, open_data
+from ftjob.tasks.pairs import check_pair, pair_rows, sacrebleu_files
+from ftjob.tasks.values import RowMaker
 
-SHIPPED = Path(__file__).resolve().parent.parent / "demo" / "lambada_test.jsonl.gz"
-
-
-BOM = b"\xef\xbb\xbf"  # which some editors put before UTF-8
+SHIPPED: Mapping[str, str] = MappingProxyType(
+    {"lambada_test": "lambada_test.jsonl.gz", "captions_en_de": "captions_en_de.jsonl"}
+)
+DEMO = Path(__file__).resolve().parent.parent / "demo"
 FIELD_LIMIT = 1 << 30  # the csv module's own limit of 128 KiB is less than a long document
 
 
@@ -31,12 +32,9 @@ class RowSource:
     """The rows of a dataset, in order. `total` counts all rows passed so far, limit or not."""
 
     def __init__(self, dataset: DatasetConfig) -> None:
-        self.dataset = dataset
+        self.dataset, self._maker = dataset, RowMaker(dataset)
         self.total = 0
-        if dataset.hub is not None:
-            self.name = f"{dataset.hub} ({dataset.hub_config or 'default'}, {dataset.split})"
-        else:
-            self.name = str(dataset.path or f"shipped {SHIPPED.name}")
+        self.name = _name(dataset)
 
     def rows(self) -> Iterator[Row]:
         """Rows up to dataset.limit; the rest is counted only.
@@ -62,21 +60,42 @@ class RowSource:
         """Refuse what cannot be a dataset, before anything starts.
 
         Raises:
-            DataError: for a file that is absent or whose ending names no format.
+            DataError: for a file that is absent or whose ending names no format, for two files of
+                different lengths, for a test set that is not to be had.
         """
-        if self.dataset.hub is None:
+        if self.dataset.hub is not None:
+            return
+        pair = self._pair()
+        if pair is not None:
+            check_pair(*pair)
+        else:
             self._reader()
 
     def _all(self) -> Iterator[Row]:
         if self.dataset.hub is not None:
             return self._hub(self.dataset.hub)
+        pair = self._pair()
+        if pair is not None:
+            return pair_rows(*pair)
         reader, path = self._reader()
         return reader(path)
 
+    def _pair(self) -> tuple[Path, Path | None] | None:
+        """The text files, where the rows are lines of such."""
+        data = self.dataset
+        if data.sacrebleu is not None:
+            return sacrebleu_files(data.sacrebleu, data.pair)
+        if data.path is None:
+            return None
+        source = Path(data.path).expanduser()
+        if data.target_path is not None:
+            return source, Path(data.target_path).expanduser()
+        lines = data.task == "translation" and file_kind(data.path) == TEXT
+        return (source, None) if lines else None
+
     def _reader(self) -> tuple[Callable[[Path], Iterator[Row]], Path]:
         """The reader of the file's format, told by its ending, and the file."""
-        data = self.dataset
-        path = Path(data.path).expanduser() if data.path is not None else SHIPPED
+        path = _path(self.dataset)
         readers: dict[str, Callable[[Path], Iterator[Row]]] = {
             ".jsonl": self._jsonl,
             ".json": self._jsonl,
@@ -84,51 +103,58 @@ class RowSource:
             ".tsv": self._csv,
             ".parquet": self._parquet,
         }
-        kind = Path(path.name.removesuffix(".gz")).suffix.lower()
+        kind = file_kind(path.name)
         if kind not in readers:
+            text = "" if self.dataset.task != "translation" else (
+                " A text file, a row a line, ends in .txt, or has dataset.target_path beside it."
+            )  # fmt: skip
             raise DataError(
                 f"dataset.path={path}: cannot tell the format from {kind or 'no'!r} "
-                f"ending. {nearest(kind, readers)}"
+                f"ending. {nearest(kind, readers)}{text}"
             )
         if not path.is_file():
             raise DataError(f"dataset.path={path}: no such file")
         return readers[kind], path
 
     def _jsonl(self, path: Path) -> Iterator[Row]:
-        column, index = self.dataset.column, 0
-        with _open(path) as file:
-            for line, raw in enumerate(_guard(file, path), start=1):
+        index = 0
+        with open_data(path) as file:
+            for line, raw in enumerate(guarded(file, path), start=1):
                 raw = raw.removeprefix(BOM if line == 1 else b"").rstrip(b"\r\n")
                 if not raw.strip():
                     continue
-                yield json_row(index, line, raw, column)
+                yield self._maker.of_json(index, line, raw)
                 index += 1
 
     def _csv(self, path: Path) -> Iterator[Row]:
         delimiter = "\t" if ".tsv" in path.suffixes else ","
-        column, index = self.dataset.column, 0
+        index = 0
         csv.field_size_limit(FIELD_LIMIT)
-        with _open(path) as file:
+        with open_data(path) as file:
             text = io.TextIOWrapper(
                 file, encoding="utf-8-sig", errors="surrogateescape", newline=""
             )
-            reader = csv.reader(_guard(text, path), delimiter=delimiter)
+            reader = csv.reader(guarded(text, path), delimiter=delimiter)
             try:
                 names = next(reader, [])
-                if column not in names:
-                    raise DataError(
-                        f"{path}: line 1: no column {column!r} (dataset.column). "
-                        f"{nearest(column, names)}"
-                    )
-                at = names.index(column)
+                self._maker.check_columns(names, f"{path}: line 1")
                 line = reader.line_num + 1
                 for fields in reader:
                     if fields:
-                        yield _csv_row(index, line, fields, at, len(names))
+                        yield self._csv_row(index, line, fields, names)
                         index += 1
                     line = reader.line_num + 1
             except csv.Error as error:
                 raise DataError(f"{path}: line {reader.line_num}: {error}") from None
+
+    def _csv_row(self, index: int, line: int, fields: list[str], names: list[str]) -> Row:
+        """The row of a record. Too many fields mean an unquoted comma, so a text cut short."""
+        if len(fields) > len(names):
+            content = "\x1f".join(fields).encode("utf-8", "surrogateescape")
+            message = f"line {line}: expected {len(names)} fields, found {len(fields)}"
+            return Row(index, line, content, None, message)
+        values: dict[str, Any] = dict.fromkeys(names) | dict(zip(names, fields, strict=False))
+        return self._maker.of_fields(index, line, values)
 
     def _parquet(self, path: Path) -> Iterator[Row]:
         import pyarrow
@@ -136,16 +162,14 @@ class RowSource:
 
         try:
             file = pyarrow.parquet.ParquetFile(path)
-            names = file.schema_arrow.names
-            if self.dataset.column not in names:
-                raise DataError(
-                    f"{path}: no column {self.dataset.column!r} (dataset.column). "
-                    f"{nearest(self.dataset.column, names)}"
-                )
+            schema = file.schema_arrow
+            columns = [c for c in self._maker.columns if c in schema.names]
+            nested = bool(columns) and pyarrow.types.is_struct(schema.field(columns[0]).type)
+            self._maker.check_columns(schema.names, str(path), nested)
             index = 0
-            for batch in file.iter_batches(columns=[self.dataset.column]):
-                for value in batch.column(0).to_pylist():
-                    yield value_row(index, index + 1, value)
+            for batch in file.iter_batches(columns=columns[:1] if nested else columns):
+                for fields in batch.to_pylist():
+                    yield self._maker.of_fields(index, index + 1, fields)
                     index += 1
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: is not a whole Parquet file: {error}") from None
@@ -158,70 +182,46 @@ class RowSource:
             loaded = datasets.load_dataset(name, data.hub_config, split=data.split)
         except Exception as error:  # datasets raises many kinds for one meaning: not to be had
             reason = str(error).strip().splitlines() or [type(error).__name__]
+            shipped = "demo_en_de" if data.task == "translation" else "lambada"
             raise DataError(
                 f"dataset.hub={name}: not in the cache (HF_HOME) and could not be loaded: "
                 f"{type(error).__name__}: {reason[0]}\nThe shipped copy needs no network "
-                "(dataset=lambada); a local file is given by dataset=lambada dataset.path=FILE."
+                f"(dataset={shipped}); a local file is given by dataset={data.task} "
+                "dataset.path=FILE."
             ) from None
-        if data.column not in loaded.column_names:
-            raise DataError(
-                f"dataset.hub={name}: no column {data.column!r} (dataset.column). "
-                f"{nearest(data.column, loaded.column_names)}"
-            )
+        nested = data.column in loaded.column_names and any(
+            isinstance(fields[data.column], Mapping) for fields in loaded.take(1)
+        )
+        self._maker.check_columns(loaded.column_names, f"dataset.hub={name}", nested)
         for index, fields in enumerate(loaded):
-            yield value_row(index, index + 1, fields[data.column])
+            yield self._maker.of_fields(index, index + 1, fields)
 
 
-def json_row(index: int, line: int, raw: bytes, column: str) -> Row:
-    """The row of one JSONL line; its own id, where it has one, is kept."""
-    try:
-        value = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return Row(index, line, raw, None, f"line {line}: invalid UTF-8 at byte {error.start}")
-    except (ValueError, RecursionError) as error:
-        return Row(index, line, raw, None, f"line {line}: not JSON: {error}")
-    if not isinstance(value, dict) or column not in value:
-        held = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-        held = held.encode("utf-8", "backslashreplace").decode("utf-8")
-        return Row(index, line, raw, None, f"line {line}: no field {column!r} (found: {held})")
-    row = value_row(index, line, value[column], raw)
-    own = value.get("id")
-    return dataclasses.replace(row, id=str(own)) if isinstance(own, (str, int)) else row
+def _path(data: DatasetConfig) -> Path:
+    """The file of `dataset.path`; null is the shipped LAMBADA.
+
+    Raises:
+        DataError: for a builtin one that is not shipped.
+    """
+    path = data.path or "builtin:lambada_test"
+    if not path.startswith("builtin:"):
+        return Path(path).expanduser()
+    name = path.removeprefix("builtin:")
+    if name not in SHIPPED:
+        raise DataError(
+            f"dataset.path={path}: no such data set is shipped. "
+            f"{nearest(path, [f'builtin:{n}' for n in SHIPPED])}"
+        )
+    return DEMO / SHIPPED[name]
 
 
-def value_row(index: int, line: int, value: Any, raw: bytes | None = None) -> Row:
-    """The row of one value that should be text; `raw` is what a malformed one is keyed by."""
-    if not isinstance(value, str):
-        content = raw if raw is not None else repr(value).encode("utf-8", "backslashreplace")
-        message = f"line {line}: expected text, found {type(value).__name__}"
-        return Row(index, line, content, None, message)
-    try:
-        return Row(index, line, value.encode("utf-8"), value)
-    except UnicodeEncodeError as error:
-        content = raw if raw is not None else value.encode("utf-8", "surrogateescape")
-        message = f"line {line}: invalid UTF-8 at character {error.start}"
-        return Row(index, line, content, None, message)
-
-
-def _csv_row(index: int, line: int, fields: list[str], at: int, expected: int) -> Row:
-    """The row of one CSV record. Too many fields mean an unquoted comma, so a text cut short."""
-    if len(fields) > expected:
-        content = "\x1f".join(fields).encode("utf-8", "surrogateescape")
-        message = f"line {line}: expected {expected} fields, found {len(fields)}"
-        return Row(index, line, content, None, message)
-    return value_row(index, line, fields[at] if at < len(fields) else None)
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _guard(lines: Any, path: Path) -> Iterator[Any]:
-    """The lines of a file; damage below them (a torn .gz, a failing disk) names the file."""
-    try:
-        yield from lines
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read to its end: {error}") from None
+def _name(data: DatasetConfig) -> str:
+    """What reports call the data set."""
+    if data.hub is not None:
+        return f"{data.hub} ({data.hub_config or 'default'}, {data.split})"
+    if data.sacrebleu is not None:
+        return f"{data.sacrebleu} {data.pair} (sacrebleu)"
+    if data.target_path is not None:
+        return f"{data.path} and {data.target_path}"
+    shipped = data.path is None or data.path.startswith("builtin:")
+    return f"shipped {_path(data).name}" if shipped else str(data.path)

@@ -37,9 +37,7 @@ def lambada_requests(job: Job, rows: int, longest: int = 512) -> list[ScoreReque
     """Requests of the first `rows` shipped rows of at most `longest` tokens."""
     source = list(RowSource(job.config.dataset).rows())[: 6 * rows]
     keys = [str(row.index) for row in source]
-    prepared = make_task(job.config.dataset).prepare(
-        source, keys, job.tokenizer, job.source.arch.positions
-    )
+    prepared = make_task(job.config).prepare(source, keys, job.tokenizer, job.limits())
     fitting = [p for p in prepared if isinstance(p, ScoreRequest) and len(p.ids) <= longest]
     return fitting[:rows]
 

@@ -77,6 +77,6 @@ def many_devices(results: dict[str, Any], ranks: int = 4, each: int = 8) -> dict
 
 def bars(page: str) -> list[tuple[float, float, str]]:
     """The time line's bars: left and right end in per cent, and what they say."""
-    pattern = r'<svg class="p\d" x="([\d.]+)%".*?width="([\d.]+)%".*?<title>(.*?)</title>'
+    pattern = r'<svg class="p\d+" x="([\d.]+)%".*?width="([\d.]+)%".*?<title>(.*?)</title>'
     found = [(float(x), float(w), said) for x, w, said in re.findall(pattern, page)]
     return [(x, x + w, said) for x, w, said in found]

@@ -201,6 +201,13 @@ def test_a_name_that_looks_like_a_number_is_kept_as_written(name: str) -> None:
 
 
 YAMLS = sorted(CONF.glob("*/*.yaml"))
+# what a file leaves to be said, or goes with alone
+NEEDED = {
+    "model/gpt2": ["model.checkpoint=PATH"],
+    "model/t5": ["model.checkpoint=PATH"],
+    "dataset/translation": ["dataset.path=FILE.jsonl"],
+    "decode/beam4": ["dataset=demo_en_de"],
+}
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -211,7 +218,7 @@ def test_every_file_of_conf_composes_and_holds_known_keys(path: Path) -> None:
         assert not set(leaves(values)) - set(NAMES)
         return
     assert not set(leaves(values, f"{group}.")) - set(NAMES)
-    extra = ["model.checkpoint=PATH"] if path.stem in ("gpt2", "t5") else []
+    extra = NEEDED.get(f"{group}/{path.stem}", [])
     config = compose([f"{group}={path.stem}", *extra])
     plain = leaves(config.as_dict())
     for name, value in leaves(values, f"{group}.").items():
@@ -222,6 +229,7 @@ def test_every_file_of_conf_composes_and_holds_known_keys(path: Path) -> None:
 def test_conf_states_no_default_again() -> None:
     defaults = {k.name: k.default for k in keys_of(JobConfig)}
     named = {"model.family", "model.tokenizer", "cluster.name", "dataset.task", "dataset.split"}
+    named |= {"decode.beams"}
     for path in YAMLS:
         if path.parent.name in ("parallel", "preset"):
             continue  # the three numbers of a split belong together
@@ -298,8 +306,11 @@ def test_answer_fields_are_those_that_shape_the_answers() -> None:
         "model.family",
         "model.dtype",
         "model.weights",
-        "dataset.task",
-        "dataset.ngrams",
+        *(f"model.arch.{name}" for name in ("encoder_layers", "head_size", "variant")),
+        *(f"dataset.{name}" for name in ("task", "mode", "ngrams", "prefix")),
+        *(f"dataset.{name}" for name in ("max_source_tokens", "too_long")),
+        *(f"decode.{name}" for name in ("beams", "max_new_tokens", "n_best", "token_logprobs")),
+        *(f"decode.{name}" for name in ("length_penalty", "early_stopping")),
     }
     assert fields["model.arch.layers"] == 8
     for override in ("parallel.data=2", "batch.max_tokens=7", "run.name=x", "dataset.limit=3"):

@@ -27,6 +27,7 @@ STDLIB_ONLY = (
     "model/families/",
     "config/__init__.py",
     "config/build.py",
+    "config/dataset.py",
     "config/groups.py",
     "config/keys.py",
     "config/old_names.py",
@@ -41,6 +42,7 @@ ONLY_IN = {
     "hydra": (("config/compose.py", "commands/hydra_app.py"), True),
     "transformers": ((), True),
     "datasets": (("tasks/rows.py",), True),
+    "sacrebleu": (("tasks/bleu.py", "tasks/pairs.py"), True),
     "sentencepiece": (("spiece.py",), True),
     "pytest": ((), True),
 }

@@ -10,17 +10,19 @@ from typing import Any
 
 import pytest
 
-from ftjob.config.groups import DatasetConfig
+from ftjob.config.groups import DatasetConfig, JobConfig
 from ftjob.tasks import make_task
 from ftjob.tasks.base import (
     KeyMaker,
+    ModelLimits,
     Row,
     Scored,
     ScoreRequest,
     error_record,
     near_ties,
 )
-from ftjob.tasks.lambada import Lambada, rate_error
+from ftjob.tasks.lambada import Lambada
+from ftjob.tasks.lambada_score import rate_error
 from ftjob.tasks.rows import RowSource
 from ftjob.tokenizer import open_tokenizer
 
@@ -31,8 +33,12 @@ class Letters:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [[ord(c) for c in text] for text in texts]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         return "".join(map(chr, ids))
+
+
+def limits(positions: int) -> ModelLimits:
+    return ModelLimits(positions, 1 << 16, (0,), seq2seq=False)
 
 
 def row(text: str | None, index: int = 0, **more: Any) -> Row:
@@ -40,7 +46,7 @@ def row(text: str | None, index: int = 0, **more: Any) -> Row:
 
 
 def prepared(text: str, ngrams: int = 0, positions: int = 100) -> ScoreRequest | dict[str, Any]:
-    (out,) = Lambada(ngrams).prepare([row(text)], ["key"], Letters(), positions)
+    (out,) = Lambada(ngrams).prepare([row(text)], ["key"], Letters(), limits(positions))
     return out
 
 
@@ -88,7 +94,7 @@ def test_rows_without_an_answer_are_records_in_their_place() -> None:
         row("c d", 5, id="mine"),
     ]
     keys = [f"k{i}" for i in range(6)]
-    out = Lambada().prepare(rows, keys, Letters(), 100)
+    out = Lambada().prepare(rows, keys, Letters(), limits(100))
     assert [isinstance(o, ScoreRequest) for o in out] == [True, False, False, False, False, True]
     errors = [o["error"] for o in out if isinstance(o, dict)]
     assert errors == [
@@ -177,6 +183,7 @@ def test_near_ties_lie_below_the_threshold(gaps: list[float], ties: list[list[fl
 def sample(correct: bool, last: bool, logprob: float, **more: Any) -> dict[str, Any]:
     return {
         "error": None,
+        "finish_reason": "length",
         "index": 0,
         "line": 1,
         "correct": correct,
@@ -274,7 +281,7 @@ def test_shipped_set_is_the_known_one() -> None:
     newline = [r for r in rows if "\n" in (r.text or "").rsplit(" ", 1)[1]]
     assert len(newline) == 7
     tokenizer = open_tokenizer("builtin:demo_gpt", None)
-    out = make_task(DatasetConfig()).prepare(newline, names[:7], tokenizer, 512)
+    out = make_task(JobConfig()).prepare(newline, names[:7], tokenizer, limits(512))
     for request, asked_row in zip(out, newline, strict=True):
         assert isinstance(request, ScoreRequest)
         target = tokenizer.decode(request.ids[request.target_from :])

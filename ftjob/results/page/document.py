@@ -113,7 +113,7 @@ def _markdown_scores(results: Mapping[str, Any]) -> list[str]:
     ]
     columns = ["Task", "Metric", "Value", "Standard error", "95% interval", "Expected"]
     table = _markdown_table(Table("Scores", columns, rows, facts.samples(results)))
-    defined = {s.title: s.definition for s in scores if s.definition}
+    defined = {s.title: s.about for s in scores if s.about}
     return [*table, *(f"- **{_text(t)}**: {_text(d)}" for t, d in defined.items()), ""]
 
 

@@ -32,12 +32,15 @@ class Score:
     stderr: float | None
     expectation: str = ""
     met: bool = True
+    ends: tuple[float, float] | None = None
+    signature: str = ""
 
     @property
     def about(self) -> str:
-        """The definition, and which way is better, as sentences."""
+        """The definition, which way is better, and how it was computed, as sentences."""
         better = f"{self.better[:1].upper()}{self.better[1:]}." if self.better else ""
-        return f"{self.definition} {better}".strip()
+        signature = f"Signature: {self.signature}." if self.signature else ""
+        return " ".join(text for text in (self.definition, better, signature) if text)
 
     @property
     def shown(self) -> str:
@@ -51,7 +54,10 @@ class Score:
 
     @property
     def interval(self) -> str:
-        """The 95% interval of a normal approximation; a share stays between 0 and 1."""
+        """The 95% interval: as measured, else by a normal approximation, where a share stays
+        between 0 and 1."""
+        if self.ends is not None:
+            return " to ".join(measured(end, self.unit, self.stderr) for end in self.ends)
         if self.value is None or self.stderr is None:
             return ""
         low, high = self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
@@ -122,6 +128,7 @@ def _score(results: Mapping[str, Any], task: str, values: Mapping[str, Any], key
     stderr = real(values.get(f"{name}_stderr,{kept}"))
     expectation, met = _expected(part(part(results, "expect"), name), unit)
     higher = about.get("higher_is_better")
+    ends = [e for end in items(part(results, "intervals"), name) if (e := real(end)) is not None]
     return Score(
         task=task,
         name=name,
@@ -134,6 +141,8 @@ def _score(results: Mapping[str, Any], task: str, values: Mapping[str, Any], key
         stderr=stderr,
         expectation=expectation,
         met=met,
+        ends=(ends[0], ends[1]) if len(ends) == 2 else None,
+        signature=str(part(results, "signatures").get(name) or ""),
     )
 
 
@@ -196,7 +205,7 @@ def _unmeasured(results: Mapping[str, Any]) -> bool:
 
 
 def samples(results: Mapping[str, Any]) -> str:
-    """How many rows were scored, or would have been, of how many; empty when unknown."""
+    """How many rows were answered, or would have been, of how many; empty when unknown."""
     tasks = part(results, "n-samples")
     texts = []
     for task, counts in tasks.items():
@@ -204,7 +213,20 @@ def samples(results: Mapping[str, Any]) -> str:
             of = f"{number(counts.get('effective'))} of {number(counts.get('original'))} rows"
             texts.append(of if len(tasks) == 1 else f"{task}: {of}")
     scored = any(score.value is not None for score in scores(results))
-    return f"{'Scored' if scored else 'Planned'}: {', '.join(texts)}" if texts else ""
+    word = "Planned" if not scored else "Generated" if generated(results) else "Scored"
+    skipped = real(results.get("skipped"))
+    texts += [f"{number(skipped)} left out"] if skipped else []
+    return f"{word}: {', '.join(texts)}" if texts else ""
+
+
+def generated(results: Mapping[str, Any]) -> bool:
+    """Whether rows were continued; else their targets were scored."""
+    return results.get("mode") == "generate"
+
+
+def token_word(results: Mapping[str, Any]) -> str:
+    """What the tokens are that speed counts."""
+    return "output tokens" if generated(results) else "tokens"
 
 
 def micro_batches(results: Mapping[str, Any]) -> str:

@@ -25,7 +25,10 @@ VARIABLES = MappingProxyType(
     {INK: "currentColor", SOFT: "var(--soft)", RULE: "var(--rule)", ACCENT: "var(--accent)"}
 )
 # Known phases keep their colour from report to report; others take the last two in turn.
-PHASES = ("compose", "import", "read", "load", "warm-up", "score", "merge", "report")
+PHASES = (
+    *("compose", "import", "read", "load", "warm-up", "score", "merge", "report"),
+    *("prefill", "decode"),
+)
 STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400)
 MAX_LANES, MAX_BARS = 160, 5000
 HEAD = 24  # pixels above the first lane, where the seconds stand

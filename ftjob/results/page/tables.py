@@ -13,12 +13,14 @@ from typing import Any
 from ftjob.errors import DONE
 from ftjob.results.page.facts import (
     attempts_differ,
+    generated,
     items,
     micro_batches,
     part,
     phase_spans,
     phase_times,
     records,
+    token_word,
 )
 from ftjob.results.page.formats import (
     MISSING,
@@ -74,21 +76,24 @@ def throughput(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     lanes = {(d.get("rank"), d.get("device")) for d in records(results, "devices")}
     n = max(1, len(lanes))
     rate, tokens = real(speed.get("tokens_per_s")), real(speed.get("tokens"))
+    word = token_word(results)
     found = [
-        ("tokens per second", number(rate)),
+        (f"{word} per second", number(rate)),
         ("rows per second", number(speed.get("rows_per_s"))),
         ("total time", duration(speed.get("seconds"))),
         ("rows", number(speed.get("rows"))),
-        ("tokens", number(tokens)),
+        (word, number(tokens)),
     ]
+    if generated(results):
+        found.append(("input tokens", number(speed.get("input_tokens"))))
     if n > 1:
         found += [
-            (f"tokens per device, mean of {n}", number(None if tokens is None else tokens / n)),
-            ("tokens per second per device", number(None if rate is None else rate / n)),
+            (f"{word} per device, mean of {n}", number(None if tokens is None else tokens / n)),
+            (f"{word} per second per device", number(None if rate is None else rate / n)),
         ]
     if "bubble" in (bubble := part(results, "pipeline")):
-        label = f"pipeline bubble, {share(bubble.get('predicted'))} predicted"
-        found.append((label, share(bubble["bubble"])))
+        predicted = f", {share(bubble['predicted'])} predicted" if "predicted" in bubble else ""
+        found.append((f"pipeline bubble{predicted}", share(bubble["bubble"])))
     return found
 
 
@@ -108,6 +113,7 @@ def devices(results: Mapping[str, Any]) -> Table:
         rows.append([
             *row,
             number(device.get("rows")) if device.get("rows") else NONE,
+            *([number(device.get("input_tokens"))] if generated(results) else []),
             number(tokens) if tokens else NONE,
             number(tokens / busy if busy else None),
             duration(busy),
@@ -115,11 +121,13 @@ def devices(results: Mapping[str, Any]) -> Table:
         ])  # fmt: skip
     columns = [*(["Attempt"] if by_attempt else []), "Rank", "Device"]
     columns += [] if one_name else ["Name"]
-    columns += ["Rows", "Tokens", "Tokens/s", "Busy", "Weights"]
+    word = token_word(results).capitalize()
+    columns += ["Rows", *(["Input tokens"] if generated(results) else [])]
+    columns += [word, f"{word}/s", "Busy", "Weights"]
     shares = [(real(d.get("tokens")) or 0.0) / most if most else 0.0 for d in found]
     idle = sum(not d.get("rows") for d in found)
     note = f"{'Every device' if len(found) > 1 else 'Device'}: {names.pop()}." if one_name else ""
-    note += f" {idle} of {len(found)} scored no rows." if idle else ""
+    note += f" {idle} of {len(found)} answered no rows." if idle else ""
     return Table("Rows and tokens per device", columns, rows, note, shares=shares)
 
 
@@ -137,12 +145,18 @@ def pipeline(results: Mapping[str, Any]) -> Table:
     ]
     if rows:
         rows.append(["all", MISSING, share(bubble.get("bubble")), share(bubble.get("predicted"))])
+    counted = micro_batches(results)
     note = (
-        f"{micro_batches(results)}. Idle is the share of time without work of its own, from a "
-        "replica's first batch to its last. Predicted is what filling, draining and stages of "
-        "unequal work cost on devices that share no cores."
+        f"{counted}{'. ' if counted else ''}Idle is the share of time without work of its own, "
+        "from a replica's first batch to its last."
     )
     columns = ["Stage", "Layers", "Idle, measured", "Idle, predicted"]
+    if "predicted" not in bubble:
+        return Table("Pipeline bubble", columns[:3], [row[:3] for row in rows], note)
+    note += (
+        " Predicted is what filling, draining and stages of unequal work cost on devices that "
+        "share no cores."
+    )
     return Table("Pipeline bubble", columns, rows, note)
 
 

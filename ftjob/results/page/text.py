@@ -11,7 +11,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftjob.errors import DONE
-from ftjob.results.page.facts import Score, micro_batches, part, phase_times, samples, scores, state
+from ftjob.results.page.facts import (
+    Score,
+    generated,
+    micro_batches,
+    part,
+    phase_times,
+    samples,
+    scores,
+    state,
+    token_word,
+)
 from ftjob.results.page.formats import ascii_line, duration, number, real, scalar, share
 
 WIDTH = 80
@@ -20,7 +30,7 @@ MAX_LINES = 25
 
 def render_summary(results: Mapping[str, Any]) -> str:
     """summary.txt: one `key : value` a line, numbers unrounded enough to compute with."""
-    end, speed = state(results), part(results, "throughput")
+    end, speed, word = state(results), part(results, "throughput"), token_word(results)
     lines: list[tuple[str, Any]] = [
         ("run", results.get("name")),
         ("run folder", results.get("run_dir")),
@@ -33,25 +43,31 @@ def render_summary(results: Mapping[str, Any]) -> str:
         ("exit code", end.code),
         ("cause", end.cause),
         ("samples per second", speed.get("rows_per_s")),
-        ("tokens per second", speed.get("tokens_per_s")),
+        (f"{word} per second", speed.get("tokens_per_s")),
         ("seconds", speed.get("seconds")),
         ("samples", speed.get("rows")),
-        ("tokens", speed.get("tokens")),
+        (word, speed.get("tokens")),
+        *([("input tokens", speed.get("input_tokens"))] if generated(results) else []),
         ("failed samples", part(results, "failed").get("count")),
         ("failed samples allowed", part(results, "failed").get("max_failed")),
+        *([("samples left out", results["skipped"])] if results.get("skipped") else []),
     ]
     if bubble := part(results, "pipeline"):
-        lines += [
-            ("pipeline stages", bubble.get("stages")),
-            ("pipeline micro-batches", scalar(bubble.get("micro_batches"))),
-            ("pipeline bubble", bubble.get("bubble")),
-            ("pipeline bubble predicted", bubble.get("predicted")),
-        ]
+        lines.append(("pipeline stages", bubble.get("stages")))
+        if "micro_batches" in bubble:
+            lines.append(("pipeline micro-batches", scalar(bubble["micro_batches"])))
+        lines.append(("pipeline bubble", bubble.get("bubble")))
+        if "predicted" in bubble:
+            lines.append(("pipeline bubble predicted", bubble["predicted"]))
     for score in scores(results):
         key = f"{score.task} {score.name}{',' if score.kept else ''}{score.kept}"
         lines.append((key, score.value))
         if score.stderr is not None:
             lines.append((f"{key} standard error", score.stderr))
+        if score.ends is not None:
+            lines += [(f"{key} 95% from", score.ends[0]), (f"{key} 95% to", score.ends[1])]
+        if score.signature:
+            lines.append((f"{key} signature", score.signature))
     for name, expect in part(results, "expect").items():
         for key, value in expect.items() if isinstance(expect, Mapping) else ():
             if key != "value":
@@ -125,10 +141,13 @@ def _work(results: Mapping[str, Any]) -> list[str]:
     found += [_row("rows", ", ".join(rows))] if rows else []
     if speed:
         pace = f"{number(speed.get('rows_per_s'))} rows/s, {number(speed.get('tokens_per_s'))}"
-        found.append(_row("speed", f"{pace} tokens/s over {duration(speed.get('seconds'))}"))
+        over = f"{token_word(results)}/s over {duration(speed.get('seconds'))}"
+        found.append(_row("speed", f"{pace} {over}"))
     if "bubble" in (bubble := part(results, "pipeline")):
-        text = f"{share(bubble['bubble'])}, {share(bubble.get('predicted'))} predicted"
-        found.append(_row("pipeline bubble", f"{text} for {micro_batches(results)}"))
+        text = share(bubble["bubble"])
+        if "predicted" in bubble:
+            text += f", {share(bubble['predicted'])} predicted for {micro_batches(results)}"
+        found.append(_row("pipeline bubble", text))
     return found
 
 

@@ -1,0 +1,63 @@
+"""What tasks that generate have in common: which requests fit, and what a record says of an answer.
+
+`translation` and `lambada` make requests and records with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ftjob.config.groups import DecodeConfig
+from ftjob.tasks.base import Encoder, Generated, Hypothesis, ModelLimits
+
+
+def misfit(ids: Sequence[int], max_new_tokens: int, beams: int, limits: ModelLimits) -> str | None:
+    """Why a device could not run these ids; None where it can."""
+    if not ids:
+        return "the text has no tokens"
+    if (highest := max(ids)) >= limits.vocab:
+        return f"token id {highest} is outside of the model's vocabulary of {limits.vocab}"
+    need = len(ids) + max_new_tokens * beams
+    if limits.cache_tokens is not None and need > limits.cache_tokens:
+        return (
+            f"{len(ids)} tokens and {max_new_tokens} new ones of {beams} "
+            f"{'beams' if beams > 1 else 'beam'} take {need} of the cache, a device has room for "
+            f"{limits.cache_tokens}"
+        )
+    return None
+
+
+def answer_fields(answer: Generated, encoder: Encoder, decode: DecodeConfig) -> dict[str, Any]:
+    """The record's part that says what was generated: the best hypothesis, and `hypotheses` where
+    several were asked for. `score`, by which hypotheses rank, is there with beams alone."""
+    best = answer.hypotheses[0]
+    fields: dict[str, Any] = {
+        "output": _text(best, encoder),
+        "output_ids": best.ids,
+        "finish_reason": best.finish_reason,
+        "error": None,
+        "cum_logprob": best.cum_logprob,
+    }
+    if decode.beams > 1:
+        fields["score"] = best.score
+    if best.logprobs is not None:
+        fields["token_logprobs"] = best.logprobs
+    if decode.n_best > 1:
+        fields["hypotheses"] = [
+            {
+                "output": _text(h, encoder),
+                "output_ids": h.ids,
+                "score": h.score,
+                "cum_logprob": h.cum_logprob,
+                "finish_reason": h.finish_reason,
+                **({"token_logprobs": h.logprobs} if h.logprobs is not None else {}),
+            }
+            for h in answer.hypotheses
+        ]
+    return fields | {"near_ties": answer.near_ties, "output_tokens": len(best.ids)}
+
+
+def _text(hypothesis: Hypothesis, encoder: Encoder) -> str:
+    ended = hypothesis.finish_reason == "eos"
+    return encoder.decode(hypothesis.ids[:-1] if ended else hypothesis.ids, skip_special=True)

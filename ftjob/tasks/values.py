@@ -1,0 +1,154 @@
+"""Makes a `Row` of one row's values, whatever file they came from, or says what is wrong with them.
+
+`rows` and `pairs` read the values; a row with an error goes on as one, keyed by its raw bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ftjob.config.dataset import TEXT, file_kind
+from ftjob.config.groups import DatasetConfig
+from ftjob.errors import DataError, nearest
+from ftjob.tasks.base import Row
+
+NO_REFERENCES = "dataset.target_column=null translates without references"
+
+
+def has_references(data: DatasetConfig) -> bool:
+    """Whether rows have a reference translation: all of them, or none."""
+    if data.task != "translation":
+        return False
+    if data.sacrebleu is not None or data.target_path is not None:
+        return True
+    text = data.path is not None and file_kind(data.path) == TEXT
+    return data.target_column is not None and not text
+
+
+class RowMaker:
+    """Rows of the values that a data set's configuration names."""
+
+    def __init__(self, data: DatasetConfig) -> None:
+        self._column, self._translates = data.column, data.task == "translation"
+        self._target = data.target_column if self._translates else None
+        self._source_language, _, self._target_language = data.pair.partition("-")
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        return [self._column, *([self._target] if self._target is not None else [])]
+
+    def check_columns(self, names: Iterable[str], where: str, nested: bool = False) -> None:
+        """Refuse a table without the columns; a `nested` one holds both languages in one column.
+
+        Raises:
+            DataError: naming the column, its key and the columns that there are.
+        """
+        names = list(names)
+        if self._column not in names:
+            raise DataError(
+                f"{where}: no column {self._column!r} (dataset.column). "
+                f"{nearest(self._column, names)}"
+            )
+        if self._target is not None and not nested and self._target not in names:
+            raise DataError(
+                f"{where}: no column {self._target!r} (dataset.target_column). "
+                f"{nearest(self._target, names)} {NO_REFERENCES}."
+            )
+
+    def of_json(self, index: int, line: int, raw: bytes) -> Row:
+        """The row of one JSONL line; its own id is kept, and for translation its own limit."""
+        try:
+            value = json.loads(raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            return Row(index, line, raw, None, f"line {line}: invalid UTF-8 at byte {error.start}")
+        except (ValueError, RecursionError) as error:
+            return Row(index, line, raw, None, f"line {line}: not JSON: {error}")
+        if not isinstance(value, dict) or self._column not in value:
+            held = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+            return Row(index, line, raw, None, f"line {line}: {_no_field(self._column, held)}")
+        row = self.of_fields(index, line, value, raw)
+        own = value.get("id")
+        return dataclasses.replace(row, id=str(own)) if isinstance(own, (str, int)) else row
+
+    def of_fields(
+        self, index: int, line: int, fields: Mapping[str, Any], raw: bytes | None = None
+    ) -> Row:
+        """The row of named values; `raw` is what a malformed one is keyed by."""
+        if not self._translates:
+            return _text_row(index, line, fields[self._column], raw)
+        source, target, problem = self._both(fields)
+        limit = fields.get("max_new_tokens") if raw is not None else None
+        if problem is None and limit is not None and (type(limit) is not int or limit < 1):
+            problem = f"max_new_tokens is {limit!r:.60}, must be a whole number of at least 1"
+        if problem is not None:
+            content = repr((source, target)).encode("utf-8", "backslashreplace")
+            return Row(
+                index, line, content if raw is None else raw, None, f"line {line}: {problem}"
+            )
+        return translation_row(index, line, source, target, limit)
+
+    def _both(self, fields: Mapping[str, Any]) -> tuple[Any, Any, str | None]:
+        """Source and target, and what is wrong with them."""
+        source, target = fields[self._column], None
+        names = {"source": self._column, "target": self._target}
+        if isinstance(source, Mapping):
+            names = {"source": self._source_language, "target": self._target_language}
+            held = ", ".join(map(str, source))
+            for name in list(names.values())[: 1 if self._target is None else 2]:
+                if name not in source:
+                    missing = _no_field(str(name), held, f" of dataset.pair in {self._column!r}")
+                    return source, None, missing
+            both, source = source, source[self._source_language]
+            target = None if self._target is None else both[self._target_language]
+        elif self._target is not None:
+            if self._target not in fields:
+                held = ", ".join(map(str, fields))
+                return source, None, f"{_no_field(self._target, held)}; {NO_REFERENCES}"
+            target = fields[self._target]
+        problem = _text_problem(source, f" in {names['source']!r}")
+        if problem is None and self._target is not None:
+            problem = _text_problem(target, f" in {names['target']!r}")
+        return source, target, problem
+
+
+def translation_row(
+    index: int, line: int, source: str, target: str | None, max_new_tokens: int | None = None
+) -> Row:
+    """A good row. Its content joins what it holds as a JSON list, so that no two rows of different
+    fields have equal contents."""
+    content = json.dumps([source, target, max_new_tokens], ensure_ascii=False).encode("utf-8")
+    return Row(index, line, content, source, target=target, max_new_tokens=max_new_tokens)
+
+
+def _text_row(index: int, line: int, value: Any, raw: bytes | None) -> Row:
+    """The row of one value that should be text and is the whole content."""
+    problem = _text_problem(value)
+    if problem is None:
+        return Row(index, line, value.encode("utf-8"), value)
+    if raw is None:
+        raw = (
+            value.encode("utf-8", "surrogateescape")
+            if isinstance(value, str)
+            else repr(value).encode("utf-8", "backslashreplace")
+        )
+    return Row(index, line, raw, None, f"line {line}: {problem}")
+
+
+def _text_problem(value: Any, where: str = "") -> str | None:
+    """Why a value is no text; None where it is."""
+    if not isinstance(value, str):
+        return f"expected text{where}, found {type(value).__name__}"
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"invalid UTF-8{where} at character {error.start}"
+    return None
+
+
+def _no_field(name: str, held: str, where: str = "") -> str:
+    held = held.encode("utf-8", "backslashreplace").decode("utf-8")
+    return f"no field {name!r}{where} (found: {held})"
