@@ -91,9 +91,8 @@ class Seq2SeqStage(Stage):
         for layer in self.readers:
             x = layer(x, packing, masks)
             pulse()
-        if self.last:
-            x = self.encoder_norm(x)
-        return x
+        encoded: torch.Tensor = self.encoder_norm(x) if self.last else x
+        return encoded
 
     def _mask(self, width: int, padding: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         """What a group's scores get: biases, and -inf at padding."""
