@@ -102,6 +102,19 @@ def test_candidate_that_ends_before_two_others(gap: float) -> None:
         assert recorded(found, 0, gap) if seen else found.near_ties == []
 
 
+def test_candidate_that_ends_behind_those_looked_at() -> None:
+    """It shares its lane with so many others as high that it is not seen. Were it one of the first
+    two, it would take the place of the first step's hypothesis."""
+    first = start({1: 0.9, END: 0.05, 2: 0.02})
+    crowd = dict.fromkeys((1, 2, 3, 4), 0.19) | {END: 0.19 * math.exp(-2e-5)}
+    found = answer([first, [{END: 0.5}, crowd], PLAIN], early_stopping=True, n_best=2)
+    assert [h.ids for h in found.hypotheses] == [[1, END], [END]]
+    assert [at for at, _ in found.near_ties] == [1]
+    crowd[END] = 0.2
+    found = answer([first, [{END: 0.5}, crowd], PLAIN], early_stopping=True, n_best=2)
+    assert [h.ids for h in found.hypotheses] == [[1, END], [2, END]]
+
+
 # a row with hypotheses of 0.3 and 0.12 in its pool after two steps, its beams at 0.2 and 0.08
 FIRST = start({END: 0.3, 1: 0.4, 2: 0.1})
 FULL: list[Probabilities] = [{END: 0.3, 1: 0.5}, {1: 0.8}]
