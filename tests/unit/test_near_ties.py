@@ -30,10 +30,12 @@ def logits_of(lanes: Sequence[Probabilities]) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def answer(steps: Sequence[Sequence[Probabilities]], **decode: Any) -> Generated:
+def answer(
+    steps: Sequence[Sequence[Probabilities]], ends: tuple[int, ...] = (END,), **decode: Any
+) -> Generated:
     """The answer to a row of that many steps at most, its logits at each step by lane."""
     config = DecodeConfig(beams=len(steps[0]), **decode)
-    search = make_search(config, (END,), 1, V, CPU)
+    search = make_search(config, ends, 1, V, CPU)
     search.enter(0, [len(steps)])
     for lanes in steps:
         if bool(search.advance(logits_of(lanes), Solo()).finished[0]):
@@ -100,6 +102,21 @@ def test_candidate_that_ends_before_two_others(gap: float) -> None:
         tokens = {END: 0.2, 1: first, 2: first * math.exp(-gap / 2), 3: 0.05}
         found = answer([start(tokens), uneven], length_penalty=0.0)
         assert recorded(found, 0, gap) if seen else found.near_ties == []
+
+
+def test_candidate_that_ends_behind_those_looked_at() -> None:
+    """It shares its lane with so many others as high that it is not seen. Were it one of the first
+    two, it would take the place of the first step's hypothesis."""
+    first = start({1: 0.9, END: 0.05, 2: 0.02})
+    for end, ends, others, each in ((END, (END,), 4, 0.19), (9, (END, 9), 5, 0.16)):
+        crowd = dict.fromkeys(range(1, 1 + others), each) | {end: each * math.exp(-2e-5)}
+        steps = [first, [{END: 0.5}, crowd], PLAIN]
+        found = answer(steps, ends, early_stopping=True, n_best=2)
+        assert [h.ids for h in found.hypotheses] == [[1, END], [END]]
+        assert [at for at, _ in found.near_ties] == [1]
+        crowd[end] = each * math.exp(2e-5)
+        found = answer(steps, ends, early_stopping=True, n_best=2)
+        assert [h.ids for h in found.hypotheses] == [[1, END], [2, end]]
 
 
 # a row with hypotheses of 0.3 and 0.12 in its pool after two steps, its beams at 0.2 and 0.08
