@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,11 @@ def provenance(command: str) -> dict[str, Any]:
     }
 
 
+def file_facts(file: Path) -> dict[str, str]:
+    """What a raw file says of data that does not travel with the project: name and checksum."""
+    return {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
 def write_raw(name: str, value: dict[str, Any]) -> None:
     """Write reports/raw/NAME.json."""
     write_json(REPORTS / "raw" / f"{name}.json", value)
@@ -45,4 +52,12 @@ def made_line(name: str, raw: dict[str, Any], commit: str | None = None) -> str:
         f"Rendered by `python -m eval.render` from `raw/{name}.json`; made by `{raw['command']}` "
         f"on {raw['date']}, commit {commit or raw['commit']}, {raw['cpu']}, {raw['cores']} cores, "
         f"torch {', '.join([raw['packages']['torch'], *raw.get('peers', [])])}."
+        f"{data_sentence(raw.get('data', []))}"
     )
+
+
+def data_sentence(data: Sequence[Mapping[str, str]]) -> str:
+    """The files that the figures were made from, by name and checksum."""
+    if not data:
+        return ""
+    return " Data: " + ", ".join(f"{d['name']} (sha256 {d['sha256'][:16]})" for d in data) + "."

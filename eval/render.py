@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from eval.bench.render import render_bench
 from eval.kills.render import render_kills
 from eval.record import REPORTS, made_line, read_raw
 
@@ -99,39 +100,6 @@ def _oracle(made: dict[str, Any]) -> str:
 
 def _figure(value: float, percent: bool) -> str:
     return f"{100 * value:.3f} %" if percent else f"{value:.6g}"
-
-
-def render_bench(name: str, raw: dict[str, Any]) -> str:
-    """A benchmark's report: each contender's median and its ratio to the first, run by run."""
-    lines = [
-        f"# {raw['title']}",
-        "",
-        *raw["text"],
-        "",
-        made_line(name, raw),
-        "",
-        f"| contender | accuracy | median seconds | {raw['unit']}, median | "
-        "speed of the first over it: median (lowest to highest) of the rounds |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in raw["contenders"]:
-        seconds = sorted(row["seconds"])
-        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
-        median = seconds[len(seconds) // 2]
-        ratios = sorted(
-            theirs / ours
-            for theirs, ours in zip(row["seconds"], raw["contenders"][0]["seconds"], strict=True)
-        )
-        middle = ratios[len(ratios) // 2]
-        shown = (
-            "1"
-            if row is raw["contenders"][0]
-            else (f"{middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
-        )
-        lines.append(
-            f"| {row['name']} | {accuracy} | {median:.2f} | {raw['work'] / median:.0f} | {shown} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def render_load(name: str, raw: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ftjob.tasks.base import ScoreRequest
+from ftjob.plan import Generation
+from ftjob.tasks.base import GenerateRequest, Request
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Chunk:
     """Requests that run as one batch. `sequence` numbers chunks in the order of their forming."""
 
     sequence: int
-    requests: tuple[ScoreRequest, ...]
+    requests: tuple[Request, ...]
 
     @property
     def tokens(self) -> int:
@@ -25,9 +26,9 @@ class Chunk:
         return sum(len(r.ids) for r in self.requests)
 
 
-def windows(requests: Iterable[ScoreRequest], size: int) -> Iterator[list[ScoreRequest]]:
+def windows(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
     """Consecutive lists of up to `size` requests."""
-    window: list[ScoreRequest] = []
+    window: list[Request] = []
     for request in requests:
         window.append(request)
         if len(window) == size:
@@ -38,17 +39,24 @@ def windows(requests: Iterable[ScoreRequest], size: int) -> Iterator[list[ScoreR
 
 
 def chunks(
-    requests: Iterable[ScoreRequest], *, window: int, max_tokens: int, by_length: bool
+    requests: Iterable[Request],
+    *,
+    window: int,
+    max_tokens: int,
+    by_length: bool,
+    generation: Generation | None = None,
 ) -> Iterator[Chunk]:
-    """Chunks of at most `max_tokens` tokens; a longer row is a chunk of its own."""
+    """Chunks of at most `max_tokens` tokens; a longer row is a chunk of its own. Where rows are
+    continued, a chunk also has no more of them than enter slots at once and fit the cache."""
     sequence = 0
     for batch in windows(requests, window):
         if by_length:
             batch.sort(key=lambda r: -len(r.ids))
-        held: list[ScoreRequest] = []
+        held: list[Request] = []
         tokens = 0
         for request in batch:
-            if held and tokens + len(request.ids) > max_tokens:
+            full = tokens + len(request.ids) > max_tokens
+            if held and (full or not _enter_together([*held, request], generation)):
                 yield Chunk(sequence, tuple(held))
                 sequence, held, tokens = sequence + 1, [], 0
             held.append(request)
@@ -56,3 +64,16 @@ def chunks(
         if held:
             yield Chunk(sequence, tuple(held))
             sequence += 1
+
+
+def cells_of(request: GenerateRequest, beams: int) -> int:
+    """Columns of cache that a row may take: its prompt or source, and each beam's new tokens."""
+    return len(request.ids) + beams * request.max_new_tokens
+
+
+def _enter_together(rows: list[Request], generation: Generation | None) -> bool:
+    """Whether rows may be one chunk; in the cache every slot is as wide as the widest."""
+    if generation is None:
+        return True
+    widest = max(cells_of(r, generation.beams) for r in rows if isinstance(r, GenerateRequest))
+    return len(rows) <= generation.refill and len(rows) * widest <= generation.cells

@@ -1,4 +1,5 @@
-"""The body of a device thread: build its stage, fill it, warm up, then serve chunks.
+"""The body of a device thread: build its stage, fill it, warm up, then serve chunks: score them
+whole, or let their rows into the generate loop.
 
 One thread a device, alive as long as the job. It gets chunks from the rank's main thread,
 activations from the stage before and hands its own to the stage after; it never touches MPI's
@@ -22,12 +23,15 @@ from ftjob.batching import Chunk
 from ftjob.checkpoint.load import FileSource, RandomSource, cut_tensors
 from ftjob.comm import Halted, Pulse
 from ftjob.comm.groups import Wires
+from ftjob.comm.threads import GLANCE_S
+from ftjob.decode.loop import Generator
 from ftjob.decode.scoring import score_chunk
 from ftjob.errors import BUG, Cause, ConfigError, JobError, PeerLost
 from ftjob.job import Job
-from ftjob.model.decoder import Stage
+from ftjob.model.decoder import DecoderStage
+from ftjob.model.stage import Part, Stage, make_stage
 from ftjob.plan import DeviceSpec, stage_tensors
-from ftjob.tasks.base import Row, Scored, ScoreRequest
+from ftjob.tasks.base import Answer, GenerateRequest, Row, Scored, ScoreRequest
 from ftjob.telemetry import Phases
 
 DTYPES = MappingProxyType({"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16})
@@ -44,12 +48,14 @@ class Ready:
 
 @dataclass(frozen=True)
 class Answered:
-    """The device is through with a chunk, in so many seconds of its own work. `scored` are the
-    answers, in the chunk's order, where this device is the one that gives them."""
+    """The device is through with rows of a chunk, in so many seconds of its own work. `chunk` has
+    just these rows, `answers` theirs in that order, where this device is the one that gives them.
+    `tokens` counts the rows' tokens or, where rows are continued, the new ones."""
 
     device: int
     chunk: Chunk
-    scored: list[Scored] | None
+    answers: list[Answer] | None
+    tokens: int
     seconds: float
 
 
@@ -81,40 +87,96 @@ class DeviceThread(threading.Thread):
         self.job, self.spec, self.wires, self.phases = job, spec, wires, phases
         self.inbox: queue.Queue[Chunk | None] = queue.Queue()
         self.outbox, self.pulse = outbox, pulse
+        self.serving: tuple[Chunk, ...] = ()  # the latest, for the message where something fails
+        self.phase = "load"
         cuda = job.plan.machine.device == "cuda"
         self.device = torch.device("cuda", spec.local) if cuda else torch.device("cpu")
 
     def run(self) -> None:
         """Serve until None comes; whatever goes wrong is told to the main thread."""
-        serving: Chunk | None = None
         try:
             cuda = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
             with cuda, torch.inference_mode():
                 stage = self._build()
-                self._step(stage, self._first_chunk(), "warm-up")
-                self.outbox.put(Ready(self.spec.local, self._label(), _held_bytes(stage)))
-                while (serving := self.inbox.get()) is not None:
-                    self.pulse()
-                    scored, seconds = self._step(stage, serving, "score")
-                    self.outbox.put(Answered(self.spec.local, serving, scored, seconds))
+                if self.job.config.dataset.generates:
+                    self._generate(stage)
+                else:
+                    self._score(stage)
         except Halted:
             pass  # the main thread knows why
         except BaseException as error:
-            self.outbox.put(Failed(self.spec.local, self._cause(error, serving)))
+            self.outbox.put(Failed(self.spec.local, self._cause(error)))
+
+    def _score(self, stage: Stage) -> None:
+        """Score chunk after chunk, until None comes."""
+        assert isinstance(stage, DecoderStage)
+        ids = self._warm_ids()
+        warm = Chunk(-1, (ScoreRequest(Row(0, 0, b"", ""), "", ids, 7, 7),))
+        self._step(stage, warm, "warm-up")
+        self.outbox.put(Ready(self.spec.local, self._label(), _held_bytes(stage)))
+        while (chunk := self.inbox.get()) is not None:
+            self.pulse()
+            self.serving = (chunk,)
+            scored, seconds = self._step(stage, chunk, "score")
+            answers = None if scored is None else list[Answer](scored)
+            self.outbox.put(Answered(self.spec.local, chunk, answers, chunk.tokens, seconds))
+            self.serving = ()
+
+    def _generate(self, stage: Stage) -> None:
+        """Continue the rows of the chunks that come, until None does."""
+        if stage.last:
+            stage.pack_head()
+        kind = (DTYPES[self.job.config.model.dtype], self.device)
+        generator = Generator(
+            self.job, self.spec, stage, self.wires, kind, self.pulse, self._working
+        )
+        warm = GenerateRequest(Row(0, 0, b"", ""), "", self._warm_ids(), 2)
+        chunks = iter([Chunk(-1, (warm,)), None])
+        self.phase = "warm-up"
+        for _ in generator.run(lambda: next(chunks)):
+            pass
+        self.outbox.put(Ready(self.spec.local, self._label(), _held_bytes(stage)))
+        self.phase = "decode"
+        for done in generator.run(self._take):
+            self.outbox.put(
+                Answered(self.spec.local, done.chunk, done.answers, done.tokens, done.seconds)
+            )
+
+    def _take(self) -> Chunk | None:
+        """The next chunk, or None: there is no more. A device with free slots waits for it, so that
+        all devices of a replica fill theirs alike."""
+        while True:
+            try:
+                chunk = self.inbox.get(timeout=GLANCE_S)
+            except queue.Empty:
+                self.pulse()
+                continue
+            self.pulse()
+            if chunk is not None:
+                self.serving = (*self.serving[-15:], chunk)
+            return chunk
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        with self.phases.phase(self.phase, self.spec.local), self._memory_error():
+            yield
 
     def _build(self) -> Stage:
         """The stage with every parameter filled exactly once."""
         job, spec = self.job, self.spec
         dtype = DTYPES[job.config.model.dtype]
         with self.phases.phase("load", spec.local):
-            stage = Stage(
+            stage = make_stage(
                 job.source.arch,
-                range(spec.first_layer, spec.last_layer),
+                Part(
+                    range(spec.first_layer, spec.last_layer),
+                    range(spec.first_encoder, spec.last_encoder),
+                    spec.first,
+                    spec.last,
+                ),
                 job.config.model.weights,
                 (dtype, self.device),
                 self.wires.group,
-                first=spec.first,
-                last=spec.last,
             )
             open_files = (
                 FileSource(job.source.index, self.device)
@@ -133,12 +195,13 @@ class DeviceThread(threading.Thread):
                 raise ValueError(f"parameters never filled: {sorted(missing)}")
         return stage
 
-    def _first_chunk(self) -> Chunk:
-        """A small batch, so that libraries start outside of the measured time."""
-        ids = [i % self.job.source.arch.vocab for i in range(8)]
-        return Chunk(-1, (ScoreRequest(Row(0, 0, b"", ""), "", ids, 7, 7),))
+    def _warm_ids(self) -> list[int]:
+        """A small row, so that libraries start outside of the measured time."""
+        return [i % self.job.source.arch.vocab for i in range(8)]
 
-    def _step(self, stage: Stage, chunk: Chunk, phase: str) -> tuple[list[Scored] | None, float]:
+    def _step(
+        self, stage: DecoderStage, chunk: Chunk, phase: str
+    ) -> tuple[list[Scored] | None, float]:
         """One chunk from the stage before to the one after; the answers on the device that gives
         them, and the seconds without the wait for the stage before."""
         wires, before = self.wires, None
@@ -169,11 +232,11 @@ class DeviceThread(threading.Thread):
             return torch.cuda.get_device_name(self.device)
         return f"cpu ({torch.get_num_threads()} threads)"
 
-    def _cause(self, error: BaseException, serving: Chunk | None) -> Cause:
+    def _cause(self, error: BaseException) -> Cause:
         request = None
-        if serving is not None:
-            lines = sorted(r.row.line for r in serving.requests)
-            request = f"lines {lines[0]}..{lines[-1]} (chunk {serving.sequence})"
+        if self.serving:
+            lines = sorted(r.row.line for chunk in self.serving for r in chunk.requests)
+            request = f"lines {lines[0]}..{lines[-1]} (chunk {self.serving[-1].sequence})"
         known = isinstance(error, JobError)
         return Cause(
             code=error.code if isinstance(error, JobError) else BUG,

@@ -58,12 +58,12 @@ class Job:
     tokenizer: Tokenizer
     plan: Plan
 
-    def limits(self, cache_tokens: int | None = None) -> ModelLimits:
-        """What a task must know to make requests; `cache_tokens` are those of a device that
-        generates."""
-        arch = self.source.arch
+    def limits(self) -> ModelLimits:
+        """What a task must know to make requests."""
+        arch, room = self.source.arch, self.plan.generation
         ends = self.source.specials.ends
-        return ModelLimits(arch.positions, arch.vocab, ends, arch.seq2seq, cache_tokens)
+        cells = None if room is None else room.cells
+        return ModelLimits(arch.positions, arch.vocab, ends, arch.seq2seq, cells)
 
     def identity(self) -> dict[str, Any]:
         """What shapes the answers, name -> value; a resumed run must have the same."""

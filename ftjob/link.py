@@ -51,15 +51,16 @@ class Start:
 
 @dataclass(frozen=True)
 class Work:
-    """A chunk for a replica; every rank that has devices of the replica gets it."""
+    """A chunk for a replica; every rank that has devices of the replica gets it. None: there is
+    no more to come."""
 
     replica: int
-    chunk: Chunk
+    chunk: Chunk | None
 
 
 @dataclass(frozen=True)
 class Done:
-    """The answers of a replica's chunk are on disk."""
+    """The answers to so many rows of a replica's chunk are on disk."""
 
     replica: int
     sequence: int

@@ -28,7 +28,6 @@ from ftjob.results.folder import RunFolder
 from ftjob.results.journal import JournalWriter
 from ftjob.status import DeviceState, RankStatus
 from ftjob.tasks import make_task
-from ftjob.tasks.base import ScoreRequest
 from ftjob.telemetry import Phases, Progress, RunLog
 
 # Seconds between two looks around: for one rank alone, and where messages come.
@@ -55,14 +54,13 @@ class Rank:
         self.job, self.journal, self.log, self.link = job, journal, log, link
         self.phases, self.signals = phases, signals
         self.limit_s = job.config.run.deadline_s
+        self._serving = "decode" if job.config.dataset.generates else "score"
         self.task = make_task(job.config)
         self.outbox: queue.Queue[Message] = queue.Queue()
         self.halt = threading.Event()
         specs = job.plan.of_rank(link.rank)
         pulses = {spec.local: Pulse(self.halt) for spec in specs}
-        self.wiring = Wiring(
-            job.plan, link.rank, pulses, link.data, Pulse(self.halt), job.source.arch.hidden
-        )
+        self.wiring = Wiring(job.plan, link.rank, pulses, link.data, Pulse(self.halt))
         wires = self.wiring.wires
         self.devices = [
             DeviceState(DeviceThread(job, s, wires[s.local], pulses[s.local], self.outbox, phases))
@@ -87,8 +85,7 @@ class Rank:
                 link,
                 self._refuse_rows,
             )
-            scored = (r for r in self.feed.requests() if isinstance(r, ScoreRequest))
-            self.handout = Handout(job.plan, job.config.batch, scored, link)
+            self.handout = Handout(job.plan, job.config.batch, self.feed.requests(), link)
             self.progress = Progress(None, len(done), job.config.run.progress_s)
 
     def run(self) -> Cause | None:
@@ -137,6 +134,8 @@ class Rank:
             self.status.dataset = self.feed.name, self.feed.total
             if self.feed.exhausted:
                 self.progress.set_total(self.feed.wanted)
+        else:
+            self.handout.close()
         if self.handout.idle:
             if self.signals.draining:
                 raise self.signals.stopped()
@@ -150,10 +149,7 @@ class Rank:
                 self.served.add(source)
                 for device in self.devices:
                     if device.thread.spec.data == message.replica:
-                        if not device.held:
-                            device.thread.pulse.rest()
-                        device.held.append(message.chunk.sequence)
-                        device.thread.inbox.put(message.chunk)
+                        device.take(message.chunk)
             case Done():
                 self.served.add(source)
                 self.handout.done(message)
@@ -193,21 +189,16 @@ class Rank:
             self.log.write("info", text, device=message.device, phase="load")
             return
         chunk = message.chunk
-        device.held.remove(chunk.sequence)
-        device.rows += len(chunk.requests)
-        device.tokens += chunk.tokens
-        device.chunks += 1
-        device.largest_chunk = max(device.largest_chunk, chunk.tokens)
-        device.busy_s += message.seconds
-        if message.scored is not None:
+        device.done(chunk, message.tokens, message.seconds)
+        if message.answers is not None:
             records = [
-                self.task.record(r, s, self.job.tokenizer)
-                for r, s in zip(chunk.requests, message.scored, strict=True)
+                self.task.record(r, a, self.job.tokenizer)
+                for r, a in zip(chunk.requests, message.answers, strict=True)
             ]
             self.journal.append(records)
             self.status.rows += len(records)
             replica = device.thread.spec.data
-            self.link.send(0, Done(replica, chunk.sequence, len(records), chunk.tokens))
+            self.link.send(0, Done(replica, chunk.sequence, len(records), message.tokens))
 
     def _check_weight_bytes(self, device: DeviceState) -> None:
         """An ignored split would show here: a device must hold just what the plan says."""
@@ -246,10 +237,10 @@ class Rank:
 
     def _phase(self) -> str:
         """What the rank is about, for a cause that is no device's."""
-        return "score" if all(d.ready for d in self.devices) else "load"
+        return self._serving if all(d.ready for d in self.devices) else "load"
 
     def _of_device(self, code: int, message: str, device: DeviceState) -> Cause:
-        phase = "score" if device.ready else "load"
+        phase = self._serving if device.ready else "load"
         return Cause(code, message, self.link.rank, device.thread.spec.local, phase)
 
     def _cause_of(self, error: Exception) -> Cause:

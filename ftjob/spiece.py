@@ -7,9 +7,10 @@ file's. `tokenizer` opens it like the other kinds.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,28 +62,18 @@ class Pieces:
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         """The text of ids; unknown ids are left out, and special tokens where asked."""
-        if skip_special:
-            ids = [i for i in ids if i not in self._special]
-        return "".join(self._texts([i for i in ids if 0 <= i < self._size or i in self._special]))
-
-    def _texts(self, ids: Sequence[int]) -> Iterator[str]:
-        """The text of each run of pieces and of each special token, in order."""
-        run: list[int] = []
-        seen = False
-        for number in [*ids, None]:
-            if number is not None and number not in self._special:
-                run.append(number)
+        special = self._special
+        kept = [i for i in ids if (not skip_special if i in special else 0 <= i < self._size)]
+        texts: list[str] = []
+        for are_special, run in itertools.groupby(kept, special.__contains__):
+            if are_special:
+                texts += [special[i] for i in run]
                 continue
-            if run:
-                # the library drops a text's first space, which is one only at the very start
-                first = str(self._processor.IdToPiece(run[0]))
-                yield (" " if seen and first.startswith(_SPACE) else "") + self._processor.Decode(
-                    run
-                )
-                run = []
-            if number is not None:
-                yield self._special[number]
-            seen = True
+            pieces = list(run)
+            # the library drops a text's first space, which is one too many at the start alone
+            lost = texts and self._processor.IdToPiece(pieces[0]).startswith(_SPACE)
+            texts.append(" " * bool(lost) + self._processor.Decode(pieces))
+        return "".join(texts)
 
 
 def open_pieces(file: Path) -> tuple[Pieces, str]:

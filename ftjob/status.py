@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
+from ftjob.batching import Chunk
 from ftjob.device import DeviceThread
 from ftjob.errors import Cause
 from ftjob.results.folder import RunFolder, write_json
@@ -21,19 +22,42 @@ from ftjob.telemetry import Phases
 
 @dataclass
 class DeviceState:
-    """What the main thread knows of a device. `held` are the sequence numbers of its chunks,
-    `largest_chunk` the tokens of the largest it is through with."""
+    """What the main thread knows of a device. `held` are the rows it has of each chunk, by the
+    chunk's number, `largest_chunk` the tokens of the largest it is through with. `tokens` counts
+    rows' tokens or, where rows are continued, the new ones, and `input_tokens` what they began
+    with."""
 
     thread: DeviceThread
     name: str = ""
     weight_bytes: int = 0
-    held: list[int] = field(default_factory=list)
+    held: dict[int, int] = field(default_factory=dict)
     ready: bool = False
     rows: int = 0
     tokens: int = 0
+    input_tokens: int = 0
     chunks: int = 0
     largest_chunk: int = 0
     busy_s: float = 0.0
+
+    def take(self, chunk: Chunk | None) -> None:
+        """Pass a chunk on to the device; None: there is no more to come."""
+        if chunk is not None:
+            if not self.held:
+                self.thread.pulse.rest()
+            self.held[chunk.sequence] = len(chunk.requests)
+        self.thread.inbox.put(chunk)
+
+    def done(self, chunk: Chunk, tokens: int, seconds: float) -> None:
+        """The device is through with the rows of `chunk`, a chunk or a part of one."""
+        self.rows += len(chunk.requests)
+        self.tokens += tokens
+        self.input_tokens += chunk.tokens
+        self.largest_chunk = max(self.largest_chunk, chunk.tokens)
+        self.busy_s += seconds
+        self.held[chunk.sequence] -= len(chunk.requests)
+        if not self.held[chunk.sequence]:
+            del self.held[chunk.sequence]
+            self.chunks += 1
 
 
 @dataclass
@@ -79,6 +103,7 @@ class RankStatus:
             "attempt": self.phases.attempt,
             "rows": device.rows,
             "tokens": device.tokens,
+            "input_tokens": device.input_tokens,
             "chunks": device.chunks,
             "largest_chunk": device.largest_chunk,
             "busy_s": round(device.busy_s, 4),

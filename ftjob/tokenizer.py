@@ -105,19 +105,18 @@ def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
     assert place is not None
     whose = str(place) if spec is not None else "of the checkpoint"
     if place.is_file():
-        return (
-            _from_pieces(place, whose) if place.suffix == ".model" else _from_files([place], whose)
-        )
+        pieces = place.suffix == ".model"
+        return _from_pieces(place, whose) if pieces else _from_files([place], whose)
     if (place / "tokenizer.json").is_file():
         return _from_files([place / "tokenizer.json"], f"tokenizer.json {whose}")
     pair = [place / "vocab.json", place / "merges.txt"]
     if all(f.is_file() for f in pair):
         return _from_files(pair, f"vocab.json + merges.txt {whose}")
-    if (pieces := place / "spiece.model").is_file():
-        return _from_pieces(pieces, f"spiece.model {whose}")
+    if (place / "spiece.model").is_file():
+        return _from_pieces(place / "spiece.model", f"spiece.model {whose}")
     raise CheckpointError(
-        f"{place}: no tokenizer.json, and no vocab.json with merges.txt or spiece.model. Name "
-        f"one with model.tokenizer=PATH, or model.tokenizer=builtin:gpt2."
+        f"{place}: no tokenizer.json, and no vocab.json with merges.txt, and no spiece.model. "
+        "Name one with model.tokenizer=PATH, or model.tokenizer=builtin:gpt2."
     )
 
 

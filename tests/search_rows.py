@@ -43,7 +43,8 @@ class Oracle:
             torch.nn.init.normal_(head.weight, std=0.6)
             torch.nn.init.zeros_(head.bias)
         with torch.no_grad():
-            head.bias[list(ends)] += bias
+            # a T5 this small repeats itself less, and ends sooner
+            head.bias[list(ends)] += bias - 2 * self.seq2seq
         self.model.lm_head = head
         self.model.generation_config.eos_token_id = list(ends) or None
         self.model.generation_config.pad_token_id = 0
@@ -61,6 +62,11 @@ class Oracle:
             out = self.model(input_ids=torch.tensor([[*line.ids, *n] for n in new]))
         logits: torch.Tensor = out.logits[:, -1].float()
         return logits
+
+    def logprobs(self, line: Line, new: list[int]) -> list[float]:
+        """The log-probability of each new token."""
+        steps = [self.logits(line, [new[:i]])[0].log_softmax(0) for i in range(len(new))]
+        return [float(s[t]) for s, t in zip(steps, new, strict=True)]
 
     @torch.no_grad()
     def generate(self, line: Line, decode: DecodeConfig) -> list[tuple[list[int], float | None]]:
@@ -97,7 +103,9 @@ class Oracle:
 
 def _gpt2() -> Any:
     shape: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 80}
-    config = GPT2Config(vocab_size=VOCAB, initializer_range=0.5, **shape)
+    config = GPT2Config(
+        vocab_size=VOCAB, initializer_range=0.5, bos_token_id=0, eos_token_id=0, **shape
+    )
     config.tie_word_embeddings = False
     return GPT2LMHeadModel(config)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version
 
+from eval.bench.contender import Contender
 from eval.bench.rounds import benchmark
 
-CONTENDERS = (
+# name, kind, size or layout, OMP threads
+LISTED = (
     ("ftjob, two devices of one thread (cluster.devices_per_node=2)", "ftjob", "t1p1d2", 1),
     ("ftjob, one device of two threads (the default)", "ftjob", "t1p1d1", 2),
     ("CTranslate2 forward_batch, batch 32", "ctranslate2_forward", "32", 2),
@@ -20,6 +22,7 @@ CONTENDERS = (
     ("CTranslate2 score_batch, two workers, batch 32", "ctranslate2_score", "32", 1),
     ("transformers, batch 32", "transformers", "32", 2),
 )
+CONTENDERS = [Contender(n, "scoring", kind, (size,), omp) for n, kind, size, omp in LISTED]
 TEXT = [
     "Teacher-forced scoring of the first 512 LAMBADA rows with the demo GPT in float32, from token "
     "ids to the decision, without loading. Tokens are real tokens. CTranslate2 is timed without "

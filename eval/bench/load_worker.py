@@ -23,7 +23,7 @@ from ftjob.comm.groups import Wires
 from ftjob.config.compose import compose
 from ftjob.device import DeviceThread, Failed, Message, Ready
 from ftjob.job import Job, prepare
-from ftjob.model.decoder import Stage
+from ftjob.model.stage import Stage
 from ftjob.plan import DeviceSpec, Machine, stage_tensors
 from ftjob.telemetry import Phases
 

@@ -1,8 +1,9 @@
 """From the plan to who talks to whom: the tensor groups and pipes of one rank's devices.
 
 Tensor group: the `parallel.tensor` devices of one stage of one replica. Pipe: from each device of
-a stage to the device of the same tensor rank in the next one. Both may cross ranks, and every rank
-derives the same groups and tags from the plan alone. `rank` gives each device thread its `Wires`.
+a stage to the device of the same tensor rank in the next one, and from the last stage home to each
+other, for what decode steps chose. All may cross ranks, and every rank derives the same groups and
+tags from the plan alone. `rank` gives each device thread its `Wires`.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ PIPE_CAPACITY = 2
 
 @dataclass(frozen=True)
 class Wires:
-    """What one device is connected to: its tensor group, and the stages before and after."""
+    """What one device is connected to: its tensor group, the stages before and after, and the way
+    home: from the last stage (`homes`) to each of the others (`home`)."""
 
     group: Comm
     before: Pipe | None
     after: Pipe | None
+    home: Pipe | None = None
+    homes: tuple[Pipe, ...] = ()
 
 
 class Wiring:
@@ -40,7 +44,6 @@ class Wiring:
         pulses: Mapping[int, Pulse],
         data: Any,
         courier_pulse: Pulse,
-        hidden: int,
     ) -> None:
         self._plan, self._rank, self._data = plan, rank, data
         self._groups: dict[tuple[int, int], Group] = {}
@@ -51,9 +54,17 @@ class Wiring:
             before = None if spec.first else self._pipe(spec.index - plan.tensor, spec.index, lanes)
             after = None if spec.last else self._pipe(spec.index, spec.index + plan.tensor, lanes)
             group = self._group(spec, pulses[spec.local])
-            wires[spec.local] = Wires(group, before, after)
+            end = spec.index + (plan.pipeline - 1 - spec.pipeline) * plan.tensor
+            homes = [end - s * plan.tensor for s in range(1, plan.pipeline)] if spec.last else []
+            wires[spec.local] = Wires(
+                group,
+                before,
+                after,
+                None if spec.last else self._pipe(end, spec.index, lanes),
+                tuple(self._pipe(end, stage, lanes) for stage in homes),
+            )
         self.wires: Mapping[int, Wires] = wires
-        self.courier = Courier(data, lanes, hidden, courier_pulse) if lanes else None
+        self.courier = Courier(data, lanes, courier_pulse) if lanes else None
 
     def _group(self, spec: DeviceSpec, pulse: Pulse) -> Comm:
         """The device's end of its tensor group."""
@@ -76,11 +87,14 @@ class Wiring:
         key = source, target
         if key in self._pipes:
             return self._pipes[key]
-        self._pipes[key] = Pipe(PIPE_CAPACITY)
+        # the way home holds a message or two a micro-batch; a full one would stop the last stage
+        forward = target > source
+        self._pipes[key] = Pipe(PIPE_CAPACITY if forward else 4 * self._plan.pipeline)
         ranks = [self._plan.devices[i].rank for i in key]
         if ranks[0] != ranks[1]:
             outgoing = ranks[0] == self._rank
-            tag = len(self._plan.devices) + source
+            devices = len(self._plan.devices)
+            tag = devices + source if forward else 2 * devices + target
             lanes.append(Lane(self._pipes[key], ranks[outgoing], tag, outgoing))
         return self._pipes[key]
 

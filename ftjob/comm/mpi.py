@@ -87,19 +87,19 @@ class Lane:
     tag: int
     outgoing: bool
     requests: list[Any] = field(default_factory=list)
-    header: torch.Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.int64))
+    header: torch.Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.int64))
     body: torch.Tensor | None = None
 
 
 class Courier(threading.Thread):
     """Carries the activations of all pipes that cross to other ranks, while devices compute.
 
-    Each chunk's travel as a header (sequence, dtype, tokens) and a body [tokens, hidden].
+    Each tensor [rows, columns] travels as a header (sequence, dtype, rows, columns) and a body.
     """
 
-    def __init__(self, data: Any, lanes: Sequence[Lane], hidden: int, pulse: Pulse) -> None:
+    def __init__(self, data: Any, lanes: Sequence[Lane], pulse: Pulse) -> None:
         super().__init__(name="courier", daemon=True)
-        self._data, self._lanes, self._hidden, self._pulse = data, lanes, hidden, pulse
+        self._data, self._lanes, self._pulse = data, lanes, pulse
         self._over = threading.Event()
         self.error: Exception | None = None
 
@@ -134,7 +134,7 @@ class Courier(threading.Thread):
         if taken is None:
             return False
         sequence, x = taken
-        lane.header = torch.tensor([sequence, DTYPES.index(x.dtype), x.shape[0]])
+        lane.header = torch.tensor([sequence, DTYPES.index(x.dtype), *x.shape])
         lane.body = x.contiguous()
         lane.requests = [
             self._data.Isend(_bytes(part), lane.peer, lane.tag) for part in (lane.header, lane.body)
@@ -151,9 +151,9 @@ class Courier(threading.Thread):
 
     def _received(self, lane: Lane) -> bool:
         """A header or a body is there: wait for its body, or hand it to the device."""
-        sequence, dtype, tokens = lane.header.tolist()
+        sequence, dtype, *shape = lane.header.tolist()
         if lane.body is None:
-            lane.body = torch.empty(tokens, self._hidden, dtype=DTYPES[dtype])
+            lane.body = torch.empty(shape, dtype=DTYPES[dtype])
             lane.requests = [self._data.Irecv(_bytes(lane.body), lane.peer, lane.tag)]
         else:
             lane.pipe.put(sequence, lane.body, self._pulse)

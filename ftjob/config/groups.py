@@ -68,8 +68,8 @@ class ModelConfig:
     )
     tokenizer: str | None = key(
         None,
-        "tokenizer.json, or a folder with one or with vocab.json and merges.txt, or "
-        "builtin:gpt2; null is the checkpoint's own",
+        "tokenizer.json, spiece.model, a folder with one or with vocab.json and merges.txt, or "
+        "builtin:NAME; null is the checkpoint's own",
     )
     seed: int = key(0, "seed of checkpoint=random", rule=at_least(0))
     arch: ArchConfig = field(default_factory=ArchConfig)

@@ -40,7 +40,7 @@ def check_model_shape(model: ModelConfig) -> None:
     for name in _FOREIGN[model.family]:
         if getattr(arch, name) is not None:
             raise ConfigError(
-                f"model.arch.{name}={getattr(arch, name)}: family {model.family} has no such size. "
+                f"model.arch.{name}={getattr(arch, name)}: family {model.family} has no {name}. "
                 "Set it to null."
             )
     if model.checkpoint == "random" and (missing := missing_sizes(model)):

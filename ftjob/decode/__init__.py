@@ -1,1 +1,1 @@
-"""Running batches through the model: teacher-forced scoring in `scoring`."""
+"""Running batches through the model: teacher-forced scoring in `scoring`, generation in `loop`."""

@@ -84,7 +84,8 @@ class BeamSearch:
         if columns > self._history.shape[1]:
             self._history = grown(self._history, columns)
             self._logprobs, self._gaps = grown(self._logprobs, columns), grown(self._gaps, columns)
-            lengths = torch.arange(columns, dtype=torch.float64, device=self._gaps.device)
+            # a finished row's next length is looked up as well
+            lengths = torch.arange(columns + 1, dtype=torch.float64, device=self._gaps.device)
             # within what float32 can divide by, whatever the penalty
             self._powers = lengths.pow(self._decode.length_penalty).clamp(1e-30, 1e30).float()
         slots = slice(first, first + len(max_new_tokens))

@@ -13,16 +13,16 @@ import torch
 
 from ftjob.batching import Chunk
 from ftjob.comm import Comm
-from ftjob.model.attention import Packing
-from ftjob.model.decoder import Stage
-from ftjob.tasks.base import Scored
+from ftjob.model.decoder import DecoderStage
+from ftjob.model.packing import Packing
+from ftjob.tasks.base import Scored, ScoreRequest
 
 LOGIT_BYTES = 1 << 28
 
 
 @torch.inference_mode()
 def score_chunk(
-    stage: Stage,
+    stage: DecoderStage,
     chunk: Chunk,
     device: torch.device,
     pulse: Callable[[], None],
@@ -32,8 +32,9 @@ def score_chunk(
 
     Gives [N, H] for the next stage, or on the last one the answers, in the chunk's order.
     """
-    order = sorted(range(len(chunk.requests)), key=lambda i: -len(chunk.requests[i].ids))
-    rows = [chunk.requests[i] for i in order]
+    requests = [r for r in chunk.requests if isinstance(r, ScoreRequest)]
+    order = sorted(range(len(requests)), key=lambda i: -len(requests[i].ids))
+    rows = [requests[i] for i in order]
     packing = Packing.of([len(r.ids) - 1 for r in rows], [r.scored_from - 1 for r in rows], device)
     if before is None:
         before = torch.tensor([t for r in rows for t in r.ids[:-1]], device=device)

@@ -1,21 +1,21 @@
 """A pipeline stage of a decoder-only transformer: embedding, its layers, norm and head.
 
-Knows its layers and its `Comm`, never its rank. `device` builds and fills it; `decode/scoring`
-runs batches through it.
+`decode/scoring` runs packed rows through it, `decode/loop` prompts and then steps over the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
-from ftjob.model.attention import Attention, Packing
-from ftjob.model.layers import Embedding, Kind, LayerNorm, Linear, Mlp, WeightFormat, parameter
+from ftjob.model.attention import Attention, Kept, StepView
+from ftjob.model.layers import Kind, Mlp, WeightFormat, make_norm
+from ftjob.model.packing import Packing
+from ftjob.model.stage import Entry, Part, Stage
 
 
 class Layer(nn.Module):
@@ -23,75 +23,40 @@ class Layer(nn.Module):
 
     def __init__(self, arch: Arch, weights: WeightFormat, kind: Kind, group: Comm) -> None:
         super().__init__()
-        self.attention_norm = LayerNorm(arch.hidden, arch.norm_eps, kind)
+        self.attention_norm = make_norm(arch, kind)
         self.attention = Attention(arch, weights, kind, group)
-        self.mlp_norm = LayerNorm(arch.hidden, arch.norm_eps, kind)
+        self.mlp_norm = make_norm(arch, kind)
         self.mlp = Mlp(arch, weights, kind, group)
 
-    def forward(self, x: torch.Tensor, packing: Packing, only_wanted: bool) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        packing: Packing,
+        only_wanted: bool,
+        kept: tuple[Kept, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """[N, H] -> [N, H], or [M, H]: after the last layer only the wanted positions matter."""
         residual = x[packing.wanted] if only_wanted else x
-        x = self.attention.add_to(residual, self.attention_norm(x), packing, only_wanted)
+        x = self.attention.add_to(residual, self.attention_norm(x), packing, only_wanted, kept)
+        return self.mlp.add_to(x, self.mlp_norm(x))
+
+    def step(self, x: torch.Tensor, view: StepView, kept: Kept) -> torch.Tensor:
+        """[n * W, H] -> [n * W, H], over the cache."""
+        x = self.attention.step(x, self.attention_norm(x), view, kept)
         return self.mlp.add_to(x, self.mlp_norm(x))
 
 
-class Stage(nn.Module):
-    """The part of the decoder that one device holds: the layers of `span`, the embedding if it
-    is the `first` stage, the head if it is the `last`."""
+class DecoderStage(Stage):
+    """The layers of `part`, the embedding on the first stage, norm and head on the last."""
 
     def __init__(
-        self,
-        arch: Arch,
-        span: range,
-        weights: WeightFormat,
-        kind: Kind,
-        group: Comm,
-        *,
-        first: bool,
-        last: bool,
+        self, arch: Arch, part: Part, weights: WeightFormat, kind: Kind, group: Comm
     ) -> None:
-        super().__init__()
-        self.arch, self.group, self.first, self.last = arch, group, first, last
-        if first:
-            self.embed = Embedding(arch, kind, group)
-        self.layers = nn.ModuleDict({str(i): Layer(arch, weights, kind, group) for i in span})
-        self.final = str(span[-1]) if last else None
-        if last:
-            self.norm = LayerNorm(arch.hidden, arch.norm_eps, kind)
-            if not (arch.tied_head and first):
-                rows = -(-arch.vocab // group.size)
-                self.head = parameter(rows, arch.hidden, dtype=kind[0], device=kind[1])
-
-    @property
-    def head_weight(self) -> torch.Tensor:
-        """This device's part of the head, [V/T, H]: the embedding's where both are here."""
-        return self.embed.tokens if self.arch.tied_head and self.first else self.head
-
-    def room(self, name: str) -> torch.Tensor:
-        """Where a tensor of the stream goes: the parameter `name` itself, to be filled in place.
-
-        A linear layer makes its weight out of what it is given: there it is a tensor without
-        memory (on "meta") of the shape and dtype that `fill` wants.
-        """
-        owner = self.get_submodule(name.rpartition(".")[0])
-        if isinstance(owner, Linear) and name.endswith(".weight"):
-            return owner.wanted_weight()
-        return self.get_parameter(name)
-
-    def fill(self, name: str, part: torch.Tensor, cuts_input: bool) -> None:
-        """Put a cut tensor into the parameter `name`; one that is there already stays.
-
-        Raises:
-            ValueError: where the shapes differ (a wrong rule, so a bug of ours).
-        """
-        target = self.get_parameter(name)
-        if target.shape != part.shape:
-            raise ValueError(f"{name}: holds {list(target.shape)}, was given {list(part.shape)}")
-        owner = self.get_submodule(name.rpartition(".")[0])
-        if isinstance(owner, Linear) and name.endswith(".weight"):
-            owner.set_weight(part, self.group if cuts_input else None)
-        elif part is not target:
-            target.copy_(part)
+        super().__init__(arch, part, kind, group)
+        self.stack = [Layer(arch, weights, kind, group) for _ in part.layers]
+        names = map(str, part.layers)
+        self.layers = nn.ModuleDict(dict(zip(names, self.stack, strict=True)))
+        self.final = self.stack[-1] if part.last else None
 
     def forward(self, x: torch.Tensor, packing: Packing, pulse: Callable[[], None]) -> torch.Tensor:
         """Token ids [N] on the first stage, else the stage before's output [N, H].
@@ -101,16 +66,42 @@ class Stage(nn.Module):
         """
         if self.first:
             x = self.embed(x, packing.positions)
-        for number, layer in self.layers.items():
-            x = layer(x, packing, only_wanted=number == self.final)
+        for layer in self.stack:
+            x = layer(x, packing, only_wanted=layer is self.final)
             pulse()
         return self.norm(x) if self.last else x
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """[M, H] -> f32 [M, V/T]: this device's part of the vocabulary, padding at -inf."""
-        scores = F.linear(x, self.head_weight).float()
-        rows = scores.shape[1]
-        true = self.arch.vocab - self.group.rank * rows
-        if true < rows:
-            scores[:, max(0, true) :] = -torch.inf
-        return scores
+    def enter(
+        self, x: torch.Tensor, entry: Entry, kept: Sequence[Kept], pulse: Callable[[], None]
+    ) -> torch.Tensor:
+        """Prompts but for their last token, which is the first step's: the cache gets their keys
+        and values, and nobody needs what the last layer makes of them."""
+        lengths = [n for n in entry.lengths if n]
+        packing = Packing.of(lengths, [n - 1 for n in lengths], x.device)
+        rows = torch.arange(len(lengths), device=x.device) + entry.first_slot
+        slots = rows.repeat_interleave(torch.tensor(lengths, device=x.device))
+        if self.first:
+            x = self.embed(x, packing.positions)
+        for layer, own in zip(self.stack, kept, strict=True):
+            if layer is self.final:
+                layer.attention.keep(layer.attention_norm(x), packing, (own, slots))
+            else:
+                x = layer(x, packing, False, (own, slots))
+            pulse()
+        return x
+
+    def step(
+        self,
+        x: torch.Tensor,
+        view: StepView,
+        kept: Sequence[Kept],
+        sources: Sequence[Kept],
+        pulse: Callable[[], None],
+    ) -> torch.Tensor:
+        """A token of every lane: ids [n * W] on the first stage, else [n * W, H], to [n * W, H]."""
+        if self.first:
+            x = self.embed(x, view.positions)
+        for layer, own in zip(self.stack, kept, strict=True):
+            x = layer.step(x, view, own)
+            pulse()
+        return self.norm(x) if self.last else x

@@ -39,6 +39,7 @@ def test_contents(wheel: Path, checkout: Path) -> None:
         "ftjob/conf/config.yaml",
         "ftjob/conf/model/gpt345m.yaml",
         "ftjob/demo/demo_gpt/model.safetensors",
+        "ftjob/demo/demo_t5/model.safetensors",
         "ftjob/demo/lambada_test.jsonl.gz",
         "ftjob/results/page/templates/report.html.j2",
     ):

@@ -60,8 +60,8 @@ def score(job: Job, requests: Sequence[ScoreRequest], max_tokens: int) -> list[S
     for _ in sent:
         message = outbox.get(timeout=PATIENCE_S)
         assert isinstance(message, Answered), message
-        assert message.scored is not None
-        answers |= {r.key: s for r, s in zip(message.chunk.requests, message.scored, strict=True)}
+        assert message.answers is not None
+        answers |= {r.key: s for r, s in zip(message.chunk.requests, message.answers, strict=True)}
     thread.join(PATIENCE_S)
     assert not thread.is_alive()
     return [answers[r.key] for r in requests]

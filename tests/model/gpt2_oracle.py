@@ -19,9 +19,10 @@ from ftjob.checkpoint.load import FileSource, RandomSource, cut_tensors
 from ftjob.comm import Comm, Solo
 from ftjob.config import JobConfig, build
 from ftjob.job import ModelSource, open_model
-from ftjob.model.attention import Packing
-from ftjob.model.decoder import Stage
+from ftjob.model.decoder import DecoderStage
 from ftjob.model.layers import WeightFormat
+from ftjob.model.packing import Packing
+from ftjob.model.stage import Part
 from ftjob.plan import Machine, Plan, make_plan, stage_tensors
 
 CPU = torch.device("cpu")
@@ -82,22 +83,15 @@ def plan_of(config: JobConfig, source: ModelSource, tensor: int = 1, pipeline: i
 
 def open_stage(
     config: JobConfig, group: Comm | None = None, *, pipeline: int = 1, at: int = 0
-) -> Stage:
+) -> DecoderStage:
     """Stage `at` of `pipeline` on the device that `group` stands for, filled from the files."""
     group = group or Solo()
     source = open_model(config)
     plan = plan_of(config, source, group.size, pipeline)
     spec = plan.devices[at * group.size + group.rank]
     weights: WeightFormat = config.model.weights
-    stage = Stage(
-        source.arch,
-        range(spec.first_layer, spec.last_layer),
-        weights,
-        (torch.float32, CPU),
-        group,
-        first=spec.first,
-        last=spec.last,
-    )
+    part = Part(range(spec.first_layer, spec.last_layer), range(0), spec.first, spec.last)
+    stage = DecoderStage(source.arch, part, weights, (torch.float32, CPU), group)
     opened = (
         FileSource(source.index, CPU)
         if source.index is not None
@@ -113,7 +107,7 @@ def open_stage(
 
 @torch.inference_mode()
 def packed_logits(
-    stage: Stage, rows: Sequence[Sequence[int]], wanted_from: Sequence[int]
+    stage: DecoderStage, rows: Sequence[Sequence[int]], wanted_from: Sequence[int]
 ) -> list[torch.Tensor]:
     """Our logits of each row from its wanted position on, from one packed batch."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))

@@ -26,7 +26,7 @@ from ftjob.batching import Chunk
 from ftjob.comm import Solo
 from ftjob.decode import scoring
 from ftjob.decode.scoring import score_chunk, token_stats
-from ftjob.model.attention import Packing
+from ftjob.model.packing import Packing
 from ftjob.tasks.base import Row, ScoreRequest
 
 LENGTHS = [1, 17, 40, 2, 16, 33, 1, 9, 40, 10]

@@ -21,8 +21,9 @@ from ftjob.checkpoint.stored import StoredTensor
 from ftjob.comm import Solo
 from ftjob.errors import CheckpointError
 from ftjob.job import ModelSource, open_model
-from ftjob.model.decoder import Stage
+from ftjob.model.decoder import DecoderStage
 from ftjob.model.layers import WeightFormat
+from ftjob.model.stage import Part, Stage
 from ftjob.plan import DeviceSpec, stage_tensors
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
@@ -38,15 +39,8 @@ class Member(Solo):
 def empty_stage(
     source: ModelSource, spec: DeviceSpec, ways: int, weights: WeightFormat, dtype: torch.dtype
 ) -> Stage:
-    return Stage(
-        source.arch,
-        range(spec.first_layer, spec.last_layer),
-        weights,
-        (dtype, CPU),
-        Member(spec.tensor, ways),
-        first=spec.first,
-        last=spec.last,
-    )
+    part = Part(range(spec.first_layer, spec.last_layer), range(0), spec.first, spec.last)
+    return DecoderStage(source.arch, part, weights, (dtype, CPU), Member(spec.tensor, ways))
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ftjob.comm import Solo
 from ftjob.model.arch import Arch
-from ftjob.model.attention import Packing
-from ftjob.model.decoder import Stage
+from ftjob.model.decoder import DecoderStage
+from ftjob.model.packing import Packing
+from ftjob.model.stage import Part
 from ftjob.pipeline import stage_costs
 from ftjob.plan import layer_spans
 
@@ -22,7 +23,7 @@ def multiplied(span: tuple[int, int], wanted: int) -> float:
     """Multiply-adds per token of a stage's weights, rows of `LENGTH` tokens, `wanted` scored."""
     first, last = span[0] == 0, span[1] == ARCH.layers
     kind = (torch.float32, META)
-    stage = Stage(ARCH, range(*span), "float", kind, Solo(), first=first, last=last)
+    stage = DecoderStage(ARCH, Part(range(*span), range(0), first, last), "float", kind, Solo())
     packing = Packing.of([LENGTH] * ROWS, [LENGTH - wanted] * ROWS, META)
     tokens = ROWS * LENGTH
     ids = torch.zeros(tokens, dtype=torch.int64, device=META)

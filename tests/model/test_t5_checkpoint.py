@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ from transformers import MT5Config, T5Config
 
 from ftjob.config import build
 from ftjob.errors import CONFIG_REFUSED, UNREADABLE, CheckpointError, ConfigError
-from ftjob.job import open_model
+from ftjob.job import open_model, prepare
 from ftjob.model.arch import Specials
 from ftjob.model.families import family, family_of, t5
+from ftjob.plan import Machine
 
 KIND = pytest.mark.parametrize("kind", KINDS)
 
@@ -231,6 +233,20 @@ def test_shape_alone_is_the_model_transformers_would_make(tmp_path: Path) -> Non
         *("relu", False),
         *(True, True),
     )
+
+
+def test_random_t5_runs_with_the_demos_tokenizer() -> None:
+    config = job_config("random", arch=SHAPE | {"vocab": 8000, "variant": "v1_1"})
+    config = replace(config, dataset=replace(config.dataset, task="translation"))
+    job = prepare(config, Machine((1,), "cpu", 1 << 34, "test"))
+    assert job.tokenizer.source == "builtin:demo_t5"
+    facts, identity = job.model_facts(), job.identity()
+    assert (facts["encoder layers"], facts["decoder layers"], facts["head size"]) == (2, 3, 10)
+    assert facts["positions"] == "unlimited (relative: 32 buckets up to 128 tokens)"
+    assert facts["rmsnorm_eps"] == 1e-6
+    assert (identity["specials.start"], identity["specials.ends"]) == (0, [1])
+    assert json.loads(json.dumps(identity)) == identity  # as a resumed run compares it
+    assert identity["arch.relative"] == {"buckets": 32, "max_distance": 128}
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ from ftjob.batching import Chunk
 from ftjob.comm import Comm, Solo
 from ftjob.config import JobConfig, build
 from ftjob.decode.scoring import score_chunk, token_stats
-from ftjob.model.attention import Packing
 from ftjob.model.layers import Linear
+from ftjob.model.packing import Packing
 from ftjob.tasks.base import Row, Scored, ScoreRequest
 
 LENGTHS = [1, 17, 40, 9, 16, 2]

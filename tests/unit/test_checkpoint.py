@@ -17,9 +17,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ftjob.checkpoint.shard import place_all
+from ftjob.checkpoint.specials import read_specials
 from ftjob.config import build
 from ftjob.errors import CONFIG_REFUSED, UNREADABLE, CheckpointError, ConfigError
 from ftjob.job import ModelSource, open_model, prepare
+from ftjob.model.arch import Specials
 from ftjob.model.families import family, family_of, gpt2
 from ftjob.plan import Machine
 
@@ -256,6 +258,36 @@ def test_identity_follows_dtypes_and_shapes_of_the_same_size(folder: Path) -> No
         for changed in (stored, replace(stored, dtype="I32"), replace(stored, shape=(8, 11)))
     }
     assert len(identities) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "ends"),
+    [
+        ({}, {}, ()),  # 50256 where nothing is said, which is not in the vocabulary
+        ({"eos_token_id": 50256}, {}, ()),  # the same, written out by transformers
+        ({"vocab_size": 50257}, {}, (50256,)),
+        ({"eos_token_id": 3}, {}, (3,)),
+        ({"eos_token_id": [3, 0]}, {}, (3, 0)),
+        ({"eos_token_id": None}, {}, ()),
+        ({"eos_token_id": 3}, {"eos_token_id": [4]}, (4,)),
+    ],
+)
+def test_ids_that_end_a_row(
+    tmp_path: Path, config: dict[str, Any], generation: dict[str, Any], ends: tuple[int, ...]
+) -> None:
+    write_config(tmp_path, **config)
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    stated = json.loads((tmp_path / "config.json").read_text())
+    found = read_specials(family("gpt2"), tmp_path, stated, stated["vocab_size"])
+    assert found == Specials(None, ends)
+
+
+def test_id_outside_of_the_vocabulary_is_refused(folder: Path) -> None:
+    write_config(folder, eos_token_id=11)
+    assert refusal(folder) == (
+        f"{folder}/config.json: eos_token_id=11 must be an id of the vocabulary, 0 to 10, "
+        "or a list of such"
+    )
 
 
 def test_tokenizer_larger_than_the_vocabulary_is_refused(folder: Path) -> None:

@@ -101,6 +101,7 @@ def test_old_name_is_refused_with_the_new_one(old: str) -> None:
         assert f"FasterTransformer's {old} is {new} here" in message
 
 
+T5_SHAPE = {"layers": 2, "heads": 5, "hidden": 24, "vocab": 9}
 TOGETHER = {
     "two sources": (
         {"dataset": {"path": "a.csv", "hub": "b"}},
@@ -119,6 +120,22 @@ TOGETHER = {
         {"model": {"checkpoint": "random", "arch": SHAPE | {"heads": 5}}},
         ["model.arch.hidden=24", "model.arch.heads=5", "multiple"],
     ),
+    "size of another family": (
+        {"model": {"checkpoint": "PATH", "arch": {"variant": "v1_1"}}},
+        ["model.arch.variant=v1_1: family gpt2 has no variant", "null"],
+    ),
+    "positions of T5": (
+        {"model": {"family": "t5", "checkpoint": "random", "arch": SHAPE}},
+        ["model.arch.positions=", "family t5 has no positions"],
+    ),
+    "random T5 without a shape": (
+        {"model": {"family": "t5", "checkpoint": "random", "arch": {"layers": 2}}},
+        ["model.arch.heads, model.arch.hidden, model.arch.vocab.", "model.checkpoint=random"],
+    ),
+    "heads of T5 without a size": (
+        {"model": {"family": "t5", "checkpoint": "random", "arch": T5_SHAPE}},
+        ["model.arch.hidden=24", "model.arch.heads=5", "multiple"],
+    ),
 }
 
 
@@ -128,6 +145,15 @@ def test_fields_that_exclude_each_other(values: dict[str, Any], words: list[str]
         build({"model": {"checkpoint": "random", "arch": SHAPE}} | values)
     for word in words:
         assert word in str(refused.value)
+
+
+def test_t5_takes_its_size_of_heads_from_the_key_or_the_checkpoint() -> None:
+    for checkpoint, arch in (
+        ("random", T5_SHAPE | {"head_size": 7}),
+        ("PATH", {"heads": 5, "hidden": 24}),
+    ):
+        model = {"family": "t5", "checkpoint": checkpoint, "arch": arch}
+        assert build({"model": model}).model.arch.heads == 5
 
 
 def test_build_refuses_a_value_for_a_group_and_an_unknown_group() -> None:

@@ -89,12 +89,24 @@ def test_known_gpt2_ids() -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
-def test_demo_ids_equal_transformers(text: str) -> None:
-    file = demo_file("demo_gpt/tokenizer.json")
+@pytest.mark.parametrize("name", ["demo_gpt", "demo_t5"])
+def test_demo_ids_equal_transformers(name: str, text: str) -> None:
+    file = demo_file(f"{name}/tokenizer.json")
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(file))
-    ours = open_tokenizer("builtin:demo_gpt", None)
+    ours = open_tokenizer(f"builtin:{name}", None)
     assert ours.encode([text]) == [theirs.encode(text, add_special_tokens=False)]
     assert ours.vocab_size == len(theirs)
+
+
+def test_special_tokens_are_shown_unless_skipped() -> None:
+    t5, gpt2 = (open_tokenizer(f"builtin:{name}", None) for name in ("demo_t5", "gpt2"))
+    man, dog = t5.encode(["A man rides.", "ein Hund"])
+    row = [0, *man, 1, *dog, 8000]
+    assert t5.decode(row) == "<pad> A man rides.</s> ein Hund"
+    assert t5.decode(row, skip_special=True) == "A man rides. ein Hund"
+    (word,) = gpt2.encode([" word"])
+    assert gpt2.decode([*word, 50256]) == " word<|endoftext|>"
+    assert gpt2.decode([*word, 50256], skip_special=True) == " word"
 
 
 def test_texts_of_a_batch_do_not_touch_each_other() -> None:

@@ -1,0 +1,170 @@
+"""How rows of different lengths lie behind each other in one axis, without padding.
+
+`Packing` is for causal rows and says which positions are wanted at the end, `SourcePacking` for
+the rows of an encoder. Both see rows of similar length as groups, inside of which attention alone
+pads. `attention` runs over them; `decode` makes them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+# Rows share a group while the shortest has at least this share of the longest one's tokens.
+FILL = 0.8
+
+
+@dataclass(frozen=True)
+class Group:
+    """`rows` rows from packed position `start` to `stop`, seen as [rows, width].
+
+    Rows shorter than `width` are padded on the right, inside attention only: a causal mask hides
+    the padding from every true query. `spread` [rows * width] takes packed -> padded, `keep`
+    takes padded -> packed; both are None where all rows are `width` long.
+    For the wanted positions: `queries` [rows * most wanted] are their places in the group, padded
+    likewise, `query_keep` takes padded -> wanted, `mask` is [rows, 1, most wanted, width].
+    """
+
+    start: int
+    stop: int
+    rows: int
+    width: int
+    spread: torch.Tensor | None
+    keep: torch.Tensor | None
+    queries: torch.Tensor
+    query_keep: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Rows behind each other in one axis of N tokens, longest first; M of the N are wanted."""
+
+    positions: torch.Tensor
+    wanted: torch.Tensor
+    groups: tuple[Group, ...]
+
+    @staticmethod
+    def of(lengths: Sequence[int], wanted_from: Sequence[int], device: torch.device) -> Packing:
+        """Rows of the given lengths, in falling order; each wants positions wanted_from..end.
+
+        Raises:
+            ValueError: where lengths are not in falling order or a row wants nothing.
+        """
+        if any(a < b for a, b in itertools.pairwise(lengths)):
+            raise ValueError("rows must be packed longest first")
+        if any(not 0 <= w < n for w, n in zip(wanted_from, lengths, strict=True)):
+            raise ValueError("every row must want at least one of its positions")
+        groups: list[Group] = []
+        row = start = 0
+        while row < len(lengths):
+            end = row
+            while end < len(lengths) and lengths[end] >= FILL * lengths[row]:
+                end += 1
+            groups.append(_group(lengths[row:end], wanted_from[row:end], start, device))
+            row, start = end, groups[-1].stop
+        starts = torch.tensor([0, *lengths]).cumsum(0)[:-1]
+        sizes = torch.tensor(lengths)
+        positions = torch.arange(int(sizes.sum())) - starts.repeat_interleave(sizes)
+        wanted = (positions >= torch.tensor(wanted_from).repeat_interleave(sizes)).nonzero()
+        return Packing(positions.to(device), wanted.squeeze(1).to(device), tuple(groups))
+
+
+def _group(
+    lengths: Sequence[int], wanted_from: Sequence[int], start: int, device: torch.device
+) -> Group:
+    sizes = torch.tensor(lengths)
+    first = torch.tensor(wanted_from)
+    width = int(sizes.max())
+    spread, keep = _padding(sizes, width, 0 * sizes)
+    queries, query_keep = _padding(sizes, int((sizes - first).max()), first)
+    at = first.unsqueeze(1) + torch.arange(len(queries) // len(lengths))  # [rows, queries]
+    mask = torch.arange(width) <= at.unsqueeze(2)  # [rows, queries, width]
+    equal = bool((sizes == width).all())
+    return Group(
+        start,
+        start + int(sizes.sum()),
+        len(lengths),
+        width,
+        None if equal else spread.to(device),
+        None if equal else keep.to(device),
+        queries.to(device),
+        query_keep.to(device),
+        mask.unsqueeze(1).to(device),
+    )
+
+
+def _padding(
+    sizes: torch.Tensor, width: int, first: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index packed -> [rows * width] of each row's positions from `first` on (padding repeats the
+    row's last), and the way back."""
+    starts = sizes.cumsum(0) - sizes
+    columns = first.unsqueeze(1) + torch.arange(width)
+    spread = starts.unsqueeze(1) + torch.minimum(columns, (sizes - 1).unsqueeze(1))
+    keep = (columns < sizes.unsqueeze(1)).flatten().nonzero().squeeze(1)
+    return spread.flatten(), keep
+
+
+@dataclass(frozen=True)
+class SourceGroup:
+    """`rows` rows from packed position `start` to `stop`, seen as [rows, width] and padded on the
+    right within attention. `mask` [rows, 1, 1, width] f32 is -inf at padding; it, `spread` and
+    `keep` (as in `Group`) are None where all rows are `width` long."""
+
+    start: int
+    stop: int
+    rows: int
+    width: int
+    spread: torch.Tensor | None
+    keep: torch.Tensor | None
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class SourcePacking:
+    """Rows that see all of themselves, longest first. `rows` [N] numbers the row of each token,
+    `positions` [N] its place there."""
+
+    rows: torch.Tensor
+    positions: torch.Tensor
+    groups: tuple[SourceGroup, ...]
+
+    @staticmethod
+    def of(lengths: Sequence[int], device: torch.device) -> SourcePacking:
+        """Rows of the given lengths, in falling order.
+
+        Raises:
+            ValueError: where lengths are not in falling order.
+        """
+        if any(a < b for a, b in itertools.pairwise(lengths)):
+            raise ValueError("rows must be packed longest first")
+        groups: list[SourceGroup] = []
+        row = start = 0
+        while row < len(lengths):
+            end = row
+            while end < len(lengths) and lengths[end] >= FILL * lengths[row]:
+                end += 1
+            groups.append(_source_group(lengths[row:end], start, device))
+            row, start = end, groups[-1].stop
+        sizes = torch.tensor(lengths)
+        rows = torch.arange(len(lengths)).repeat_interleave(sizes)
+        positions = torch.arange(len(rows)) - (sizes.cumsum(0) - sizes)[rows]
+        return SourcePacking(rows.to(device), positions.to(device), tuple(groups))
+
+
+def _source_group(lengths: Sequence[int], start: int, device: torch.device) -> SourceGroup:
+    sizes, width = torch.tensor(lengths), lengths[0]
+    stop, rows = start + sum(lengths), len(lengths)
+    if lengths[-1] == width:
+        return SourceGroup(start, stop, rows, width, None, None, None)
+    spread, keep = _padding(sizes, width, 0 * sizes)
+    mask = torch.zeros(rows, width).masked_fill_(
+        torch.arange(width) >= sizes.unsqueeze(1), -torch.inf
+    )
+    return SourceGroup(
+        start, stop, rows, width, spread.to(device), keep.to(device), mask[:, None, None].to(device)
+    )

@@ -1,0 +1,128 @@
+"""A pipeline stage of an encoder-decoder transformer: layers of the encoder and of the decoder.
+
+Every stage has its share of both, so that all work while sources are read and while tokens are
+made. The last one norms the encoder's output, which then goes to all of them. `decode/loop` runs
+it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from ftjob.comm import Comm
+from ftjob.model.arch import Arch
+from ftjob.model.attention import Attention, CrossAttention, Kept, StepView
+from ftjob.model.layers import Kind, Mlp, WeightFormat, make_norm
+from ftjob.model.packing import SourcePacking
+from ftjob.model.relative import RelativeBias
+from ftjob.model.stage import Entry, Part, Stage
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm attention over the whole source, and MLP, each added to the residual."""
+
+    def __init__(self, arch: Arch, weights: WeightFormat, kind: Kind, group: Comm) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(arch, kind)
+        self.attention = Attention(arch, weights, kind, group)
+        self.mlp_norm = make_norm(arch, kind)
+        self.mlp = Mlp(arch, weights, kind, group)
+
+    def forward(
+        self, x: torch.Tensor, packing: SourcePacking, masks: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """[N, H] -> [N, H]."""
+        x = self.attention.both_ways(x, self.attention_norm(x), packing, masks)
+        return self.mlp.add_to(x, self.mlp_norm(x))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention over the row so far, over the source, and MLP."""
+
+    def __init__(self, arch: Arch, weights: WeightFormat, kind: Kind, group: Comm) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(arch, kind)
+        self.attention = Attention(arch, weights, kind, group)
+        self.cross_norm = make_norm(arch, kind)
+        self.cross = CrossAttention(arch, weights, kind, group)
+        self.mlp_norm = make_norm(arch, kind)
+        self.mlp = Mlp(arch, weights, kind, group)
+
+    def step(self, x: torch.Tensor, view: StepView, kept: Kept, source: Kept) -> torch.Tensor:
+        """[n * W, H] -> [n * W, H], over the cache."""
+        x = self.attention.step(x, self.attention_norm(x), view, kept)
+        x = self.cross.step(x, self.cross_norm(x), view, source)
+        return self.mlp.add_to(x, self.mlp_norm(x))
+
+
+class Seq2SeqStage(Stage):
+    """The encoder and decoder layers of `part`, the shared embedding on the first stage, both
+    final norms and the head on the last."""
+
+    def __init__(
+        self, arch: Arch, part: Part, weights: WeightFormat, kind: Kind, group: Comm
+    ) -> None:
+        super().__init__(arch, part, kind, group)
+        self.encoder_bias = RelativeBias(arch, True, kind, group)
+        self.decoder_bias = RelativeBias(arch, False, kind, group)
+        self.readers = [EncoderLayer(arch, weights, kind, group) for _ in part.encoder]
+        self.stack = [DecoderLayer(arch, weights, kind, group) for _ in part.layers]
+        self.encoder = nn.ModuleDict(
+            {str(i): layer for i, layer in zip(part.encoder, self.readers, strict=True)}
+        )
+        self.layers = nn.ModuleDict(
+            {str(i): layer for i, layer in zip(part.layers, self.stack, strict=True)}
+        )
+        if part.last:
+            self.encoder_norm = make_norm(arch, kind)
+
+    def enter(
+        self, x: torch.Tensor, entry: Entry, kept: Sequence[Kept], pulse: Callable[[], None]
+    ) -> torch.Tensor:
+        """Sources through the encoder: [N, H], on the last stage normed for `admit`."""
+        packing = SourcePacking.of(entry.lengths, x.device)
+        masks = [self._mask(g.width, g.mask, x.device) for g in packing.groups]
+        if self.first:
+            x = self.embed(x, packing.positions)
+        for layer in self.readers:
+            x = layer(x, packing, masks)
+            pulse()
+        encoded: torch.Tensor = self.encoder_norm(x) if self.last else x
+        return encoded
+
+    def _mask(self, width: int, padding: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+        """What a group's scores get: biases, and -inf at padding."""
+        places = torch.arange(width, device=device)
+        bias: torch.Tensor = self.encoder_bias(places - places.unsqueeze(1))  # [query, key, heads]
+        bias = bias.permute(2, 0, 1).unsqueeze(0)  # [1, heads, query, key]
+        return bias if padding is None else bias + padding
+
+    def admit(self, encoded: torch.Tensor, entry: Entry, sources: Sequence[Kept]) -> None:
+        """Every decoder layer's keys and values of the sources, once."""
+        packing = SourcePacking.of(entry.lengths, encoded.device)
+        slots = packing.rows + entry.first_slot
+        for layer, own in zip(self.stack, sources, strict=True):
+            layer.cross.keep(encoded, slots, packing.positions, own)
+
+    def step(
+        self,
+        x: torch.Tensor,
+        view: StepView,
+        kept: Sequence[Kept],
+        sources: Sequence[Kept],
+        pulse: Callable[[], None],
+    ) -> torch.Tensor:
+        """A token of every lane: ids [n * W] on the first stage, else [n * W, H], to [n * W, H]."""
+        if self.first:
+            x = self.embed(x, view.positions)
+        bias = self.decoder_bias(-view.distances)  # [n, keys, heads]
+        mask = view.mask + bias.transpose(1, 2).unsqueeze(2)  # [n, heads, W, keys]
+        view = dataclasses.replace(view, mask=mask)
+        for layer, own, source in zip(self.stack, kept, sources, strict=True):
+            x = layer.step(x, view, own, source)
+            pulse()
+        return self.norm(x) if self.last else x

@@ -1,0 +1,142 @@
+"""What every pipeline stage is: parameters to be filled, a head, and steps over the cache.
+
+`decoder` and `seq2seq` derive the two kinds of models from it; `make_stage` chooses. A stage knows
+its layers and its `Comm`, never its rank. `device` builds and fills it, `decode` runs batches
+through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ftjob.comm import Comm
+from ftjob.kernels import linear_cpu
+from ftjob.model.arch import Arch
+from ftjob.model.attention import Kept, StepView
+from ftjob.model.layers import Embedding, Kind, Linear, WeightFormat, make_norm, parameter
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a stage holds: layers and encoder layers, and whether it is the first, the last."""
+
+    layers: range
+    encoder: range
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Rows that enter the slots from `first_slot` on, longest first. `ids` [N] are the tokens to be
+    read (prompts without their last token, or sources), `lengths` how many each row has."""
+
+    first_slot: int
+    ids: torch.Tensor
+    lengths: Sequence[int]
+
+
+class Stage(nn.Module):
+    """The part of a model that one device holds."""
+
+    def __init__(self, arch: Arch, part: Part, kind: Kind, group: Comm) -> None:
+        super().__init__()
+        self.arch, self.group, self.first, self.last = arch, group, part.first, part.last
+        if part.first:
+            self.embed = Embedding(arch, kind, group)
+        if part.last:
+            self.norm = make_norm(arch, kind)
+            if not (arch.tied_head and part.first):
+                rows = -(-arch.vocab // group.size)
+                self.head = parameter(rows, arch.hidden, dtype=kind[0], device=kind[1])
+        self._packed_head: list[torch.Tensor] = []
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """This device's part of the head, [V/T, H]: the embedding's where both are here."""
+        return self.embed.tokens if self.arch.tied_head and self.first else self.head
+
+    def pack_head(self) -> None:
+        """Keep a copy of the head as the CPU's fast products want it, before a long decode: a step
+        makes logits of every lane, and there the copy takes 0.4 of the time."""
+        weight = self.head_weight
+        if linear_cpu.available(weight.device, weight.dtype):
+            self._packed_head = linear_cpu.pack(weight, False)
+
+    def room(self, name: str) -> torch.Tensor:
+        """Where a tensor of the stream goes: the parameter `name` itself, to be filled in place.
+
+        A linear layer makes its weight out of what it is given: there it is a tensor without
+        memory (on "meta") of the shape and dtype that `fill` wants.
+        """
+        owner = self.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, Linear) and name.endswith(".weight"):
+            return owner.wanted_weight()
+        return self.get_parameter(name)
+
+    def fill(self, name: str, part: torch.Tensor, cuts_input: bool) -> None:
+        """Put a cut tensor into the parameter `name`; one that is there already stays.
+
+        Raises:
+            ValueError: where the shapes differ (a wrong rule, so a bug of ours).
+        """
+        target = self.get_parameter(name)
+        if target.shape != part.shape:
+            raise ValueError(f"{name}: holds {list(target.shape)}, was given {list(part.shape)}")
+        owner = self.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, Linear) and name.endswith(".weight"):
+            owner.set_weight(part, self.group if cuts_input else None)
+        elif part is not target:
+            target.copy_(part)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """[M, H] -> f32 [M, V/T]: this device's part of the vocabulary, padding at -inf."""
+        if self.arch.scaled_head:
+            x = x * self.arch.hidden**-0.5
+        if self._packed_head:
+            scores = linear_cpu.linear(x, self._packed_head, None)
+        else:
+            scores = F.linear(x, self.head_weight).float()
+        rows = scores.shape[1]
+        true = self.arch.vocab - self.group.rank * rows
+        if true < rows:
+            scores[:, max(0, true) :] = -torch.inf
+        return scores
+
+    def enter(
+        self, x: torch.Tensor, entry: Entry, kept: Sequence[Kept], pulse: Callable[[], None]
+    ) -> torch.Tensor:
+        """Read new rows: entry.ids on the first stage, else what the stage before gave, [N, H].
+        Gives [N, H] for the next stage, or on the last one for `admit`."""
+        raise TypeError(f"{type(self).__name__} does not generate")
+
+    def admit(self, encoded: torch.Tensor, entry: Entry, sources: Sequence[Kept]) -> None:
+        """Make of the encoder's output [N, H] what the decode steps look at; nothing to do without
+        an encoder."""
+
+    def step(
+        self,
+        x: torch.Tensor,
+        view: StepView,
+        kept: Sequence[Kept],
+        sources: Sequence[Kept],
+        pulse: Callable[[], None],
+    ) -> torch.Tensor:
+        """One token of every lane: its ids [n * W] on the first stage, else [n * W, H]. Gives
+        [n * W, H], on the last stage normed for `logits`."""
+        raise TypeError(f"{type(self).__name__} does not generate")
+
+
+def make_stage(arch: Arch, part: Part, weights: WeightFormat, kind: Kind, group: Comm) -> Stage:
+    """The stage of the model's kind."""
+    # imported here because both derive from Stage
+    from ftjob.model.decoder import DecoderStage
+    from ftjob.model.seq2seq import Seq2SeqStage
+
+    chosen = Seq2SeqStage if arch.seq2seq else DecoderStage
+    return chosen(arch, part, weights, kind, group)
