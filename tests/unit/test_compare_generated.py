@@ -1,6 +1,6 @@
 """When two runs generated the same answers: equal ids up to a recorded near tie, the rest of that
-row free; numbers within the bound wherever the ids are equal. Greedy and beams differ in what a turned
-decision may change. Each way to differ must be found.
+row free; numbers within the bound wherever the ids are equal. Greedy and beams differ in what a
+turned decision may change. Each way to differ must be found.
 """
 
 from __future__ import annotations
