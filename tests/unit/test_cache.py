@@ -18,6 +18,7 @@ from ftjob.model.attention import StepView
 
 CPU = (torch.float32, torch.device("cpu"))
 SIZE, LAYERS = 2, 2
+CELLS = 1 << 20  # more than any test takes
 
 
 def arch(seq2seq: bool, positions: int | None = None) -> Arch:
@@ -61,7 +62,10 @@ class Model:
         """New rows behind the others, their prompts or sources put into every layer."""
         first, cache = len(self.rows), self.cache
         longest = max(lengths)
-        cache.reserve(*((0, longest) if self.seq2seq else (longest, 0)))
+        keys, source = (0, longest) if self.seq2seq else (longest, 0)
+        if self.rows:
+            keys, source = max(keys, self.keys), max(source, self.source)
+        cache.reserve(first + len(lengths), keys, source)
         cache.enter(first, lengths)
         for slot, length in enumerate(lengths, first):
             held = self.numbers(length)
@@ -74,7 +78,7 @@ class Model:
     def step(self) -> None:
         """A step of all rows, checked; then each lane goes on from a parent drawn at random."""
         n, beams, keys = len(self.rows), self.cache.beams, self.keys
-        self.cache.reserve(keys, self.source)
+        self.cache.reserve(n, keys, self.source)
         view = self.cache.view(n, keys, self.source)
         new = torch.tensor([self.numbers(beams) for _ in self.rows])
         for kept in self.cache.kept:
@@ -133,7 +137,7 @@ class Model:
 def test_a_lane_sees_its_ancestors(seed: int, beams: int, seq2seq: bool) -> None:
     """Rows enter, step, move and leave at random; the cache starts with no columns at all."""
     made, slots = random.Random(seed), 5
-    cache = Cache(arch(seq2seq), LAYERS, 1, slots, beams, CPU)
+    cache = Cache(arch(seq2seq), LAYERS, 1, slots, beams, CELLS, CPU)
     model = Model(cache, seq2seq, made)
     entered = moved = 0
     for _ in range(60):
@@ -153,7 +157,7 @@ def test_a_lane_sees_its_ancestors(seed: int, beams: int, seq2seq: bool) -> None
 
 def test_prompts_of_one_token_leave_nothing_to_read() -> None:
     """The token is the first step's; beside it a longer prompt."""
-    model = Model(Cache(arch(False), LAYERS, 1, 4, 3, CPU), False, random.Random(1))
+    model = Model(Cache(arch(False), LAYERS, 1, 4, 3, CELLS, CPU), False, random.Random(1))
     model.enter([5, 0])
     for _ in range(12):
         model.step()
@@ -162,7 +166,7 @@ def test_prompts_of_one_token_leave_nothing_to_read() -> None:
 
 def test_a_longer_source_leaves_the_others_alone() -> None:
     """It makes the cache grow while rows are at work in it."""
-    model = Model(Cache(arch(True), LAYERS, 1, 4, 2, CPU), True, random.Random(1))
+    model = Model(Cache(arch(True), LAYERS, 1, 4, 2, CELLS, CPU), True, random.Random(1))
     model.enter([3, 2])
     model.step()
     model.enter([9])
@@ -176,9 +180,9 @@ def test_a_longer_source_leaves_the_others_alone() -> None:
 @pytest.mark.parametrize("seq2seq", [False, True], ids=["decoder", "seq2seq"])
 def test_what_nobody_sees_is_finite(seq2seq: bool) -> None:
     """A hidden value is still multiplied by a weight of zero: new memory must hold no nan."""
-    cache = Cache(arch(seq2seq), LAYERS, 1, 4, 3, CPU)
+    cache = Cache(arch(seq2seq), LAYERS, 1, 4, 3, CELLS, CPU)
     for columns in (1, 7, 40, 41, 400):
-        cache.reserve(columns, columns if seq2seq else 0)
+        cache.reserve(4, columns, columns if seq2seq else 0)
         for kept in (*cache.kept, *cache.sources):
             assert kept.keys.shape[2] >= columns
             assert kept.keys.isfinite().all()
@@ -187,23 +191,23 @@ def test_what_nobody_sees_is_finite(seq2seq: bool) -> None:
 
 def test_the_cache_grows_by_more_than_a_step() -> None:
     """Else every step would copy all of it."""
-    cache = Cache(arch(False), LAYERS, 1, 2, 3, CPU)
-    copies, held = 0, cache.kept
+    cache = Cache(arch(False), LAYERS, 1, 2, 3, CELLS, CPU)
+    copies, held = 0, cache.kept[0]
     for step in range(200):
-        cache.reserve(3 * (step + 1), 0)
-        copies += cache.kept is not held
-        held = cache.kept
+        cache.reserve(2, 3 * (step + 1), 0)
+        copies += cache.kept[0] is not held
+        held = cache.kept[0]
     assert copies < 12
 
 
 def test_a_finished_row_may_pass_the_last_position() -> None:
     """Until somebody looks it goes on; what it makes there is dropped, but must not fail."""
-    cache = Cache(arch(False, positions=6), LAYERS, 1, 2, 2, CPU)
-    cache.reserve(4, 0)
+    cache = Cache(arch(False, positions=6), LAYERS, 1, 2, 2, CELLS, CPU)
+    cache.reserve(2, 4, 0)
     cache.enter(0, [4, 1])
     seen = []
     for step in range(4):
-        cache.reserve(4 + 2 * (step + 1), 0)
+        cache.reserve(2, 4 + 2 * (step + 1), 0)
         seen.append(cache.view(2, 4 + 2 * (step + 1), 0).positions.tolist())
         cache.follow(torch.zeros(2, 2, dtype=torch.int64), 4 + 2 * (step + 1))
     assert seen == [[4, 4, 1, 1], [5, 5, 2, 2], [5, 5, 3, 3], [5, 5, 4, 4]]
