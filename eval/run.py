@@ -12,19 +12,24 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from eval.record import REPORTS, provenance, read_raw, write_raw
+from eval.record import REPORTS, file_facts, provenance, read_raw, write_raw
 from eval.render import render
 from ftjob.results.folder import RunFolder, read_json_file
 from ftjob.results.summary import load_config, read_samples
 
 SUITES = Path(__file__).resolve().parent / "suites"
 KEPT_ROWS = 20
-KEPT_FIELDS = ("index", "correct", "last_token_correct", "logprob", "output_ids", "near_ties")
+# Of the rows, ids and figures alone: a data set's texts are its owner's.
+KEPT_FIELDS = (
+    *("index", "correct", "last_token_correct", "logprob", "output_ids", "near_ties"),
+    *("cum_logprob", "score", "chrf", "finish_reason"),
+)
 
 
 def load_suite(name: str) -> dict[str, Any]:
@@ -33,12 +38,14 @@ def load_suite(name: str) -> dict[str, Any]:
     return value
 
 
-def run_job(job: dict[str, Any], where: dict[str, Any]) -> dict[str, Any]:
-    """Run one job in a scratch folder; what the report needs of it, and `where` it was made."""
+def run_job(job: dict[str, Any], where: dict[str, Any], more: Sequence[str] = ()) -> dict[str, Any]:
+    """Run one job in a scratch folder; what the report needs of it, and `where` it was made.
+    `more` overrides say where this machine has the data: of a file there, the report names the
+    name and checksum."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         subprocess.run(
-            [sys.executable, "-m", "ftjob", *job["overrides"], f"run.dir={folder}"],
+            [sys.executable, "-m", "ftjob", *job["overrides"], *more, f"run.dir={folder}"],
             check=True,
             stdout=subprocess.DEVNULL,
         )
@@ -52,11 +59,18 @@ def run_job(job: dict[str, Any], where: dict[str, Any]) -> dict[str, Any]:
             "metrics": results["metrics"],
             "rows": results["n-samples"][task]["effective"],
             "throughput": results["throughput"],
-            "first_rows": [{k: row[k] for k in KEPT_FIELDS} for row in rows],
+            "first_rows": [{k: row[k] for k in KEPT_FIELDS if k in row} for row in rows],
+            **({"data": data} if (data := _files(more)) else {}),
         }
         if job.get("oracle"):
             made["oracle"] = _oracle(folder)
     return where | made
+
+
+def _files(overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Name and checksum of each file that an override names."""
+    paths = (Path(text.partition("=")[2]) for text in overrides)
+    return [file_facts(path) for path in paths if path.is_file()]
 
 
 def _oracle(folder: Path) -> dict[str, Any]:
@@ -91,6 +105,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m eval.run", description=__doc__)
     parser.add_argument("suite", choices=sorted(f.stem for f in SUITES.glob("*.yaml")))
     parser.add_argument("--jobs", nargs="*", help="only these jobs; the others are kept")
+    parser.add_argument("--override", nargs="*", default=[], help="where the data is, key=value")
     arguments = parser.parse_args()
     suite = load_suite(arguments.suite)
     has_raw = (REPORTS / "raw" / f"{arguments.suite}.json").exists()
@@ -100,7 +115,7 @@ def main() -> int:
     for job in suite["jobs"]:
         if arguments.jobs is None or job["name"] in arguments.jobs:
             print(f"{job['name']}: {job['note']}", file=sys.stderr, flush=True)
-            made[job["name"]] = run_job(job, where)
+            made[job["name"]] = run_job(job, where, arguments.override)
             write_raw(arguments.suite, {"kind": "suite", "jobs": made})
         if job["name"] in made:
             wrong += judge(job, made[job["name"]])
