@@ -99,7 +99,11 @@ def check(run: Path, layout: Layout, rows: int = ROWS) -> list[dict[str, Any]]:
     specs = [d["spec"] | {"held": d["weight_bytes"]} for s in status["ranks"] for d in s["devices"]]
     each = {(s["tensor"], s["pipeline"], s["data"]) for s in specs}
     assert len(each) == tensor * pipeline * data
-    assert [s["index"] for s in lines(run / "samples.jsonl")] == list(range(rows))
+    samples = lines(run / "samples.jsonl")
+    assert [s["index"] for s in samples] == list(range(rows))
+    assert results["throughput"]["rows"] == rows
+    told = [s.get("output_tokens", len(s["output_ids"])) for s in samples]
+    assert results["throughput"]["tokens"] == sum(told)
     return specs
 
 
