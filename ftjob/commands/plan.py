@@ -64,7 +64,7 @@ def render(
         f"{ranks}",
         f"memory     {size(machine.memory_bytes)} a device ({machine.memory_source})",
         "",
-        *_stage_table(plan, input_len + output_len),
+        *_stage_table(plan, _row_cells(plan, input_len, output_len)),
         "",
         f"workspace  {size(plan.workspace_bytes)} a device for batches of {plan.max_tokens} "
         "tokens (estimate)",
@@ -110,15 +110,23 @@ def _stage_table(plan: Plan, tokens: int) -> list[str]:
     return columns(table)
 
 
+def _row_cells(plan: Plan, input_len: int, output_len: int) -> int:
+    """Columns of cache that a row takes: each beam has its own new tokens."""
+    return input_len + output_len * (plan.generation.beams if plan.generation is not None else 1)
+
+
 def _batch_line(plan: Plan, input_len: int, output_len: int) -> str:
     """The largest batch, or what is missing for one row."""
+    tokens = _row_cells(plan, input_len, output_len)
     shape = f"{input_len} + {output_len} tokens"
-    rows = plan.rows_that_fit(input_len + output_len)
+    if tokens > input_len + output_len:
+        shape += f" a beam, with {(tokens - input_len) // output_len} beams,"
+    rows = plan.rows_that_fit(tokens)
     if rows:
         whole = f"; {rows * plan.data:,} over all replicas" if plan.data > 1 else ""
         return f"batch      {rows:,} rows of {shape} fit a replica{whole}"
     worst = max(plan.devices, key=lambda d: d.weight_bytes)
-    cache = worst.cache_bytes_per_token * (input_len + output_len)
+    cache = worst.cache_bytes_per_token * tokens
     need = worst.weight_bytes + plan.workspace_bytes + cache
     return (
         f"batch      does not fit: one row of {shape} needs {size(need)} on the fullest device, "
