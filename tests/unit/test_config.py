@@ -105,7 +105,7 @@ T5_SHAPE = {"layers": 2, "heads": 5, "hidden": 24, "vocab": 9}
 TOGETHER = {
     "two sources": (
         {"dataset": {"path": "a.csv", "hub": "b"}},
-        ["dataset.path=a.csv", "dataset.hub=b", "one source"],
+        ["dataset.path=a.csv", "dataset.hub=b", "one source", "add dataset.hub=null"],
     ),
     "configuration of no hub set": (
         {"dataset": {"hub_config": "en"}},
