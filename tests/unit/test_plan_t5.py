@@ -80,7 +80,7 @@ def test_t5_prints_both_stacks_and_needs_no_weights() -> None:
     assert "rows of 512 + 32 tokens fit a replica" in done.stdout
     assert "248 MB   10 MB\n" in done.stdout
     beams = command("model=flan_t5_base", *split, "dataset=demo_en_de", "decode=beam4")
-    assert "rows of 512 + 32 tokens a beam, with 4 beams, fit a replica" in beams.stdout
+    assert "rows of 512 + 4 x 32 tokens fit a replica" in beams.stdout
     assert "248 MB   11.8 MB\n" in beams.stdout
     assert "bubble" not in done.stdout
     refused = command("model=t5_small", "parallel.pipeline=7", "cluster.devices_per_node=7")
