@@ -49,6 +49,8 @@ def check_model_for_task(config: JobConfig, seq2seq: bool) -> None:
 def _check_source(data: DatasetConfig) -> None:
     named = ("path", "hub", "sacrebleu")
     sources = [name for name in named if getattr(data, name) is not None]
+    if data.test_set is None and "sacrebleu" in sources:
+        sources.remove("sacrebleu")  # dataset.path is a copy of it
     if len(sources) > 1:
         both = " and ".join(f"dataset.{name}={getattr(data, name)}" for name in sources)
         away = " ".join(f"dataset.{name}=null" for name in sources[1:])
