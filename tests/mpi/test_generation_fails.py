@@ -51,7 +51,7 @@ def act():
 def step(self, batch):
     if batch.table.rows[0].request.key:
         time.sleep(0.01)
-        due = any(slot.sequence >= 12 for slot in batch.table.rows)
+        due = any(slot.sequence >= 20 for slot in batch.table.rows)
         if due and (rank, self._spec.local) == ({rank}, {at}) and not when.exists():
             act()
     return real(self, batch)
