@@ -28,7 +28,6 @@ from ftjob.results.folder import RunFolder
 from ftjob.results.journal import JournalWriter
 from ftjob.status import DeviceState, RankStatus
 from ftjob.tasks import make_task
-from ftjob.tasks.base import ScoreRequest
 from ftjob.telemetry import Phases, Progress, RunLog
 
 # Seconds between two looks around: for one rank alone, and where messages come.
@@ -86,8 +85,7 @@ class Rank:
                 link,
                 self._refuse_rows,
             )
-            scored = (r for r in self.feed.requests() if isinstance(r, ScoreRequest))
-            self.handout = Handout(job.plan, job.config.batch, scored, link)
+            self.handout = Handout(job.plan, job.config.batch, self.feed.requests(), link)
             self.progress = Progress(None, len(done), job.config.run.progress_s)
 
     def run(self) -> Cause | None:

@@ -26,6 +26,17 @@ OLD_NAMES = MappingProxyType(
         "vocab_size": ("model.arch.vocab", "without padding"),
         "max_seq_len": ("model.arch.positions", "longest prompt + output"),
         "max_input_len": ("plan.input_len", "sizes a plan; a run takes each row's own length"),
+        "request_output_len": ("decode.max_new_tokens", "a row's own max_new_tokens comes first"),
+        "max_output_len": ("decode.max_new_tokens", ""),
+        "beam_width": ("decode.beams", "or decode=beam4"),
+        "len_penalty": (
+            "decode.length_penalty",
+            "over new tokens alone; FasterTransformer's GPT counted the padded prompt too",
+        ),
+        "is_return_log_probs": ("decode.token_logprobs", "cum_logprob is always reported"),
+        "d_model": ("model.arch.hidden", "T5"),
+        "d_ff": ("model.arch.ffn", "T5"),
+        "d_kv": ("model.arch.head_size", "T5"),
         "max_batch_size": ("batch.max_tokens", "batches are counted in tokens, not rows"),
     }
 )

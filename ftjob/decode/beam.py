@@ -42,10 +42,10 @@ class BeamSearch:
     - the best open beam against the pool's worst, where that stops the row.
     The gap of the step is the smallest of them; the answer adds those between hypotheses that
     follow each other, the first one not reported included, at the last position of the best. Of
-    each lane the W + 1 + ends highest tokens are looked at, of a row the (1 + ends) * W + 1 best:
-    whatever ranks lower has W + 1 candidates before it that do not end, and if it is close to the
-    boundary of the first W, so are the last kept and the first dropped of these. A length penalty
-    below 0 magnifies rounding with the scores: their gaps count before that.
+    each lane the W + 1 + ends highest tokens are looked at, of a row the (1 + ends) * W + 1 best.
+    Whatever ranks lower has W + 1 candidates before it that do not end, so it is never kept nor
+    the best dropped; and since it may end, the lowest that was looked at counts like one that does.
+    A length penalty below 0 magnifies rounding with the scores: their gaps count before that.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class BeamSearch:
         self._decode = decode
         self._ends = ends
         self._end_ids = torch.tensor(ends, dtype=torch.int64, device=device)
+        self._vocab = vocab
         self._looks = min(width + 1 + len(ends), vocab)
         self._candidates = min(width * self._looks, (1 + len(ends)) * width + 1)
         self._rows = torch.arange(slots, device=device)
@@ -114,6 +115,10 @@ class BeamSearch:
         reached = (logprobs + self._open[:n].unsqueeze(2)).flatten(1)  # [n, W * k]
         cums, order = reached.sort(dim=1, descending=True, stable=True)
         cums, order = cums[:, : self._candidates], order[:, : self._candidates]  # [n, C]
+        # the most that a continuation may reach which is not among these
+        unseen = cums[:, -1]
+        if looks < self._vocab:
+            unseen = reached[:, looks - 1 :: looks].amax(dim=1).maximum(unseen)
         tokens = ids.reshape(n, -1).gather(1, order)
         parents = order.div(looks, rounding_mode="floor")
         ending = ends_among(tokens, self._end_ids)
@@ -134,7 +139,7 @@ class BeamSearch:
         before = self._done[:n]
         rows = self._rows[:n]
         self._gaps[rows, at] = self._gap(
-            cums, ending | last.unsqueeze(1), going, stops, scores, stop_gaps, powers
+            cums, ending | last.unsqueeze(1), unseen, going, stops, scores, stop_gaps, powers
         )
         self._history[rows, at] = steps.gather(1, lanes)
         if own is not None:
@@ -185,6 +190,7 @@ class BeamSearch:
         self,
         cums: torch.Tensor,
         ending: torch.Tensor,
+        unseen: torch.Tensor,
         going: torch.Tensor,
         stops: torch.Tensor,
         scores: torch.Tensor,
@@ -196,10 +202,11 @@ class BeamSearch:
         inside = cums[:, :width] - cums[:, width : width + 1]
         outside = cums[:, width - 1 : width] - cums[:, width:]
         ended = torch.cat((inside, outside), dim=1).masked_fill(~ending, torch.inf)  # [n, C]
+        hidden = cums[:, width - 1] - unseen
         kept = (going[:, width - 1] - going[:, width]).masked_fill(stops, torch.inf)
         pooled = torch.stack((scores[:, width - 1] - scores[:, width], stop_gaps), dim=1)
         pooled = pooled * powers.clamp(max=1.0).unsqueeze(1)
-        every = torch.cat((ended, kept.unsqueeze(1), pooled), dim=1)
+        every = torch.cat((ended, torch.stack((hidden, kept), dim=1), pooled), dim=1)
         # NaN: both sides are -inf, which decides nothing
         return every.nan_to_num(nan=torch.inf, posinf=torch.inf).amin(dim=1)
 

@@ -49,7 +49,9 @@ class Cache:
             self.sources = [
                 Kept(*(_grown(t, source) for t in (k.keys, k.values))) for k in self.sources
             ]
-            self._source_mask = self._source_mask.new_full((len(self._slots), source), -torch.inf)
+            larger = self._source_mask.new_full((len(self._slots), source), -torch.inf)
+            larger[:, : self._source_mask.shape[1]] = self._source_mask
+            self._source_mask = larger
 
     def enter(self, first: int, lengths: Sequence[int]) -> None:
         """New rows in slots `first`..: so many tokens of prompt in the cache, or of source."""

@@ -97,7 +97,7 @@ class Seq2SeqStage(Stage):
     def _mask(self, width: int, padding: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         """What a group's scores get: biases, and -inf at padding."""
         places = torch.arange(width, device=device)
-        bias = self.encoder_bias(places - places.unsqueeze(1))  # [query, key, heads]
+        bias: torch.Tensor = self.encoder_bias(places - places.unsqueeze(1))  # [query, key, heads]
         bias = bias.permute(2, 0, 1).unsqueeze(0)  # [1, heads, query, key]
         return bias if padding is None else bias + padding
 

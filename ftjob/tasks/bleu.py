@@ -74,7 +74,7 @@ class Counts:
         cut = len(scores) // 40
         return Figure(
             value,
-            float(scores.std(ddof=1)),
+            float(scores.std(ddof=1)) if scores[0] < scores[-1] else 0.0,  # the mean rounds
             (float(scores[cut]), float(scores[-1 - cut])),
             str(metric.get_signature()),
         )

@@ -223,5 +223,6 @@ def _name(data: DatasetConfig) -> str:
         return f"{data.sacrebleu} {data.pair} (sacrebleu)"
     if data.target_path is not None:
         return f"{data.path} and {data.target_path}"
-    shipped = data.path is None or data.path.startswith("builtin:")
-    return f"shipped {_path(data).name}" if shipped else str(data.path)
+    path = data.path or "builtin:lambada_test"
+    shipped = SHIPPED.get(path.removeprefix("builtin:")) if path.startswith("builtin:") else None
+    return f"shipped {shipped}" if shipped is not None else path

@@ -33,11 +33,12 @@ def generation_job(
 ) -> Job:
     """A job that continues rows with the checkpoint in `folder`; its tokenizer is never asked."""
     given = {"checkpoint": str(folder), "family": "gpt2", **(model or {})}
+    task = "translation" if given["family"] == "t5" else "lambada"
     config = build({
         "model": given,
         "decode": dict(decode),
         "batch": batch,
-        "dataset": {"mode": "generate"},
+        "dataset": {"mode": "generate", "task": task, "path": "not read"},
         "parallel": {"tensor": tensor, "pipeline": pipeline, "data": 1},
     })  # fmt: skip
     machine = Machine((tensor * pipeline,), "cpu", 1 << 33, "test")

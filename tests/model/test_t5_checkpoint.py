@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,7 @@ def test_shape_alone_is_the_model_transformers_would_make(tmp_path: Path) -> Non
 
 def test_random_t5_runs_with_the_demos_tokenizer() -> None:
     config = job_config("random", arch=SHAPE | {"vocab": 8000, "variant": "v1_1"})
+    config = replace(config, dataset=replace(config.dataset, task="translation"))
     job = prepare(config, Machine((1,), "cpu", 1 << 34, "test"))
     assert job.tokenizer.source == "builtin:demo_t5"
     facts, identity = job.model_facts(), job.identity()

@@ -259,11 +259,25 @@ def test_nothing_but_the_choices_of_conf_differs_from_the_dataclasses() -> None:
         (["dataset.limit=20"], 20),
         (["model=gpt345m"], None),
         (["dataset=lambada_hub"], None),
+        (["model=demo_t5", "dataset=demo_en_de"], None),
     ],
     ids=str,
 )
 def test_limit_of_the_embedded_default(overrides: list[str], limit: int | None) -> None:
     assert compose(overrides).dataset.limit == limit
+
+
+def test_the_shipped_t5_translates_without_a_prefix() -> None:
+    for name in ("demo_en_de", "multi30k_en_de", "wmt17_en_de"):
+        theirs = compose(["model=t5_base", f"dataset={name}"])
+        assert theirs.dataset.prefix == "translate English to German: "
+        ours = compose(["model=demo_t5", f"dataset={name}", "decode=beam4"])
+        assert (ours.dataset.prefix, ours.decode.max_new_tokens) == ("", 80)
+        assert (ours.decode.beams, ours.dataset.generates) == (4, True)
+        changed = compose(["model=demo_t5", f"dataset={name}", "decode.max_new_tokens=9"])
+        assert changed.decode.max_new_tokens == 9
+    own = compose(["dataset=translation", "dataset.path=a.en", "dataset.target_path=a.de"])
+    assert (own.dataset.prefix, own.dataset.task) == ("", "translation")
 
 
 def test_config_dir_adds_choices(tmp_path: Path) -> None:

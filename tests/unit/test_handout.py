@@ -16,7 +16,7 @@ from ftjob.model.families import family
 from ftjob.plan import Machine, Plan, make_plan
 from ftjob.tasks.base import Row, ScoreRequest
 
-ARCH = Arch("gpt2", 4, 4, 16, 64, 50, 512, 1e-5, "gelu_tanh", True)
+ARCH = Arch("gpt2", 4, 4, 4, 16, 64, 50, 512, 1e-5, "gelu_tanh", True)
 BATCH = build({"model": {"checkpoint": "PATH"}}).batch
 
 
@@ -26,10 +26,14 @@ class Wire(LocalLink):
     def __init__(self) -> None:
         super().__init__()
         self.sent: list[tuple[int, Work]] = []
+        self.ends: list[tuple[int, int]] = []
 
     def send(self, to: int, message: Message) -> None:
         assert isinstance(message, Work)
-        self.sent.append((to, message))
+        if message.chunk is None:
+            self.ends.append((to, message.replica))
+        else:
+            self.sent.append((to, message))
 
 
 def plan(tensor: int, pipeline: int, *devices: int, max_tokens: int = 100) -> Plan:
@@ -52,6 +56,7 @@ def requests(count: int, longest: int = 60) -> list[ScoreRequest]:
 
 
 def done(work: Work) -> Done:
+    assert work.chunk is not None
     return Done(work.replica, work.chunk.sequence, len(work.chunk.requests), work.chunk.tokens)
 
 

@@ -30,10 +30,12 @@ def logits_of(lanes: Sequence[Probabilities]) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def answer(steps: Sequence[Sequence[Probabilities]], **decode: Any) -> Generated:
+def answer(
+    steps: Sequence[Sequence[Probabilities]], ends: tuple[int, ...] = (END,), **decode: Any
+) -> Generated:
     """The answer to a row of that many steps at most, its logits at each step by lane."""
     config = DecodeConfig(beams=len(steps[0]), **decode)
-    search = make_search(config, (END,), 1, V, CPU)
+    search = make_search(config, ends, 1, V, CPU)
     search.enter(0, [len(steps)])
     for lanes in steps:
         if bool(search.advance(logits_of(lanes), Solo()).finished[0]):
@@ -102,6 +104,21 @@ def test_candidate_that_ends_before_two_others(gap: float) -> None:
         assert recorded(found, 0, gap) if seen else found.near_ties == []
 
 
+def test_candidate_that_ends_behind_those_looked_at() -> None:
+    """It shares its lane with so many others as high that it is not seen. Were it one of the first
+    two, it would take the place of the first step's hypothesis."""
+    first = start({1: 0.9, END: 0.05, 2: 0.02})
+    for end, ends, others, each in ((END, (END,), 4, 0.19), (9, (END, 9), 5, 0.16)):
+        crowd = dict.fromkeys(range(1, 1 + others), each) | {end: each * math.exp(-2e-5)}
+        steps = [first, [{END: 0.5}, crowd], PLAIN]
+        found = answer(steps, ends, early_stopping=True, n_best=2)
+        assert [h.ids for h in found.hypotheses] == [[1, END], [END]]
+        assert [at for at, _ in found.near_ties] == [1]
+        crowd[end] = each * math.exp(2e-5)
+        found = answer(steps, ends, early_stopping=True, n_best=2)
+        assert [h.ids for h in found.hypotheses] == [[1, END], [2, end]]
+
+
 # a row with hypotheses of 0.3 and 0.12 in its pool after two steps, its beams at 0.2 and 0.08
 FIRST = start({END: 0.3, 1: 0.4, 2: 0.1})
 FULL: list[Probabilities] = [{END: 0.3, 1: 0.5}, {1: 0.8}]
@@ -143,6 +160,15 @@ def test_never_asks_for_the_score_at_the_limit(gap: float, sign: int) -> None:
     assert answer([first, second, third]).near_ties == []
 
 
+def test_never_with_a_negative_penalty_asks_for_the_present_score() -> None:
+    """At the limit of 10 the beam would score less than the pool's worst, at length 3 it wins."""
+    second: list[Probabilities] = [{END: 0.1, 1: 0.85}, {1: 0.8}]
+    third: list[Probabilities] = [{END: 0.9}, {1: 0.8}]
+    steps = [start({END: 0.3, 1: 0.6, 2: 0.05}), second, third, *[PLAIN] * 7]
+    found = answer(steps, early_stopping="never", length_penalty=-1.0, n_best=2)
+    assert [h.ids for h in found.hypotheses] == [[END], [1, 1, END]]
+
+
 @GAPS
 def test_order_of_the_answer(gap: float) -> None:
     tokens = {1: 0.4, 2: 0.4 * math.exp(-gap), 3: 0.1}
@@ -159,8 +185,13 @@ def test_a_negative_length_penalty_does_not_hide_a_tie(gap: float) -> None:
     second: list[Probabilities] = [{1: 0.4, 2: 0.4 * math.exp(-gap), 3: 0.1}, {1: 0.3}]
     found = answer([first, second], length_penalty=-1.0)
     assert recorded(found, 1, gap)
+    # with a penalty above 0 the distance of the scores counts, even if the sums' is larger
     longer = answer([first, second], length_penalty=1.0)
-    assert longer.near_ties == ([[1, pytest.approx(gap / 2, abs=1e-6)]] if gap < 1 else [])
+    assert longer.near_ties == [[1, pytest.approx(gap / 2, abs=1e-6)]] or gap > NEAR_TIE
+    # the edge of the pool, at length 3: a sum of 0.144 stays out
+    first = start({END: 0.3, 1: 0.4, 2: 0.2})
+    third: list[Probabilities] = [{1: 0.45 * math.exp(gap)}, {1: 0.9}]
+    assert recorded(answer([first, PLAIN, third], length_penalty=-1.0), 2, gap)
 
 
 @pytest.mark.parametrize(("edge", "kept"), [(3e-5, 5e-5), (6e-5, 2e-5)])
@@ -168,6 +199,9 @@ def test_the_smallest_gap_of_a_position_is_kept(edge: float, kept: float) -> Non
     """A candidate that ends at the edge of the first two, and a beam dropped, in one step."""
     tokens = {1: 0.4, END: 0.2, 2: 0.2 * math.exp(-edge), 3: 0.2 * math.exp(-edge - kept)}
     assert recorded(answer([start(tokens), PLAIN], length_penalty=0.0), 0, min(edge, kept))
+    # the order of the answer, and the edge at the limit
+    tokens = {1: 0.2, 2: 0.2 * math.exp(-edge), 3: 0.2 * math.exp(-edge - kept)}
+    assert recorded(answer([start(tokens)]), 0, min(edge, kept))
 
 
 class Table:

@@ -179,6 +179,20 @@ def test_measured_and_predicted_stand_beside_each_other() -> None:
     assert found["each"][0]["predicted"] < found["predicted"] < found["each"][1]["predicted"]
 
 
+def test_generation_has_a_measured_bubble_alone() -> None:
+    phases = [p | {"name": "load"} for p in WHOLE["phases"][:1]]
+    for phase in WHOLE["phases"][1:]:
+        start, end = phase["start_s"], phase["end_s"]
+        phases.append(phase | {"name": "prefill", "end_s": start + 1})
+        phases.append(phase | {"name": "decode", "start_s": start + 1, "end_s": end})
+    found = pipeline_facts([WHOLE | {"phases": phases}], SHAPE, None)
+    assert found == {
+        "stages": 2,
+        "bubble": facts(WHOLE)["bubble"],
+        "each": [{"stage": i, "layers": [i, i], "bubble": pytest.approx(0.4)} for i in (0, 1)],
+    }
+
+
 def test_stages_on_several_ranks_are_one_pipeline() -> None:
     assert facts(status(0, 0, {0: 0}), status(1, 0, {0: 1})) == facts(WHOLE)
 

@@ -76,3 +76,22 @@ def test_finished_is_not_changed_by_later_steps() -> None:
         second = search.advance(torch.randn(beams, VOCAB), Solo())
         search.enter(0, [2])
         assert (first.finished.tolist(), second.finished.tolist()) == ([False], [True])
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("stop", [False, True, "never"])
+def test_a_step_waits_for_no_device(beams: int, stop: Any) -> None:
+    """Tensors without data: whatever asks for a value, as a wait for a GPU would, is an error."""
+    meta = torch.device("meta")
+    decode = DecodeConfig(beams=beams, early_stopping=stop, token_logprobs=True)
+    search = make_search(decode, ENDS, 3, 5000, meta)
+    search.enter(0, [4, 6])
+    search.enter(2, [9])
+    for n in (3, 2):
+        chosen = search.advance(torch.empty(n * beams, 5000, device=meta), Solo())
+        assert chosen.ids.shape == chosen.parents.shape == (n, beams)
+        assert chosen.finished.shape == (n,)
+        assert chosen.ids.dtype == chosen.parents.dtype == torch.int64
+    search.move(2, 0)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        search.harvest(0)

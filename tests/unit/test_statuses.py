@@ -10,7 +10,7 @@ import pytest
 
 from ftjob.errors import Cause
 from ftjob.results.folder import RunFolder, write_json
-from ftjob.results.statuses import attempt_facts, merged_status
+from ftjob.results.statuses import attempt_facts, merged_status, throughput
 
 
 def status(
@@ -81,6 +81,39 @@ def test_a_death_without_a_word_reads_so(tmp_path: Path) -> None:
     merged = merged_status(folder)
     assert merged["cause"]["message"].startswith("attempt 0 ended without a status, last heartbeat")
     assert "2026-01-01T00:00:09" in merged["cause"]["message"]
+
+
+def worked(attempt: int, names: tuple[str, str], **counts: int) -> dict[str, Any]:
+    """A status with two devices, of two tensor ranks, at work from 1 to 3 and from 2 to 5 s."""
+    spans = [(names[0], 1.0, 3.0), (names[1], 2.0, 5.0), ("load", 0.0, 1.0)]
+    return {
+        "attempt": attempt,
+        "phases": [{"name": n, "start_s": a, "end_s": b} for n, a, b in spans],
+        "devices": [
+            {"spec": {"tensor": i, "pipeline": 0}, "rows": 4, "tokens": 30} | counts for i in (0, 1)
+        ],
+    }
+
+
+def test_throughput_of_scoring_and_of_generation() -> None:
+    scored = throughput([worked(0, ("score", "score"))])
+    assert scored == {
+        "rows": 4,
+        "tokens": 30,
+        "seconds": 4.0,
+        "rows_per_s": 1.0,
+        "tokens_per_s": 7.5,
+    }
+    both = [worked(i, ("prefill", "decode"), input_tokens=7) for i in (0, 1)]
+    assert throughput(both) == {
+        "rows": 8,
+        "tokens": 60,
+        "input_tokens": 14,
+        "seconds": 8.0,
+        "rows_per_s": 1.0,
+        "tokens_per_s": 7.5,
+    }
+    assert throughput([])["tokens_per_s"] == 0
 
 
 def test_an_attempt_adds_its_ranks_up() -> None:
