@@ -19,7 +19,7 @@ SOURCES = [1, 9, 2, 33, 17, 9, 5, 40, 12, 3, 26, 9]
 LIMITS = [MOST, MOST, 7, MOST, 1, MOST, MOST, 12, MOST, MOST, 2, MOST]
 
 
-def lively(family: str, seed: int = 0, **shape: Any) -> Any:
+def lively(family: str, seed: int = 0, *, positions: int = 60, **shape: Any) -> Any:
     """A random model of `gpt2` or of a kind of T5 whose answers have many lengths.
 
     The end token's row of the head is longer than the others, so that its logit varies more: a row
@@ -27,7 +27,6 @@ def lively(family: str, seed: int = 0, **shape: Any) -> Any:
     say the same token for ever.
     """
     if family == "gpt2":
-        positions = max(SOURCES) + MOST
         model: Any = random_gpt2(seed, eos_token_id=END, n_positions=positions, **shape)
         head = model.transformer.wte.weight
     else:
