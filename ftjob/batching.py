@@ -6,7 +6,7 @@ that rows of a chunk are alike and the longest chunk comes first. Standard libra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ftjob.plan import Generation
@@ -66,14 +66,16 @@ def chunks(
             sequence += 1
 
 
-def cells_of(request: GenerateRequest, beams: int) -> int:
-    """Columns of cache that a row may take: its prompt or source, and each beam's new tokens."""
-    return len(request.ids) + beams * request.max_new_tokens
+def widest(rows: Sequence[Request], beams: int) -> int:
+    """Columns of cache that every slot of these rows may take: the longest prompt or source, and
+    the most new tokens of each beam, which another row may have."""
+    held = [r for r in rows if isinstance(r, GenerateRequest)]
+    return max(len(r.ids) for r in held) + beams * max(r.max_new_tokens for r in held)
 
 
 def _enter_together(rows: list[Request], generation: Generation | None) -> bool:
     """Whether rows may be one chunk; in the cache every slot is as wide as the widest."""
     if generation is None:
         return True
-    widest = max(cells_of(r, generation.beams) for r in rows if isinstance(r, GenerateRequest))
-    return len(rows) <= generation.refill and len(rows) * widest <= generation.cells
+    cells = len(rows) * widest(rows, generation.beams)
+    return len(rows) <= generation.refill and cells <= generation.cells

@@ -64,11 +64,12 @@ def render(
         f"{ranks}",
         f"memory     {size(machine.memory_bytes)} a device ({machine.memory_source})",
         "",
-        *_stage_table(plan, input_len + output_len),
+        *_stage_table(plan, _row_tokens(plan, input_len, output_len)),
         "",
         f"workspace  {size(plan.workspace_bytes)} a device for batches of {plan.max_tokens} "
         "tokens (estimate)",
         _batch_line(plan, input_len, output_len),
+        *_decode_line(plan),
         *_pipeline_line(config, source, plan),
     ]
     return "\n".join(lines) + "\n"
@@ -110,15 +111,35 @@ def _stage_table(plan: Plan, tokens: int) -> list[str]:
     return columns(table)
 
 
+def _row_tokens(plan: Plan, input_len: int, output_len: int) -> int:
+    """Tokens of a row that the cache holds: each beam has new ones of its own."""
+    beams = 1 if plan.generation is None else plan.generation.beams
+    return input_len + beams * output_len
+
+
+def _decode_line(plan: Plan) -> list[str]:
+    """How rows are continued, where they are."""
+    room = plan.generation
+    if room is None:
+        return []
+    batches = f" in each of {plan.pipeline} micro-batches" if plan.pipeline > 1 else ""
+    return [
+        f"decode     {room.slots:,} rows at once of {room.beams} beam{'s' * (room.beams > 1)}"
+        f"{batches}; up to {room.refill:,} enter together"
+    ]
+
+
 def _batch_line(plan: Plan, input_len: int, output_len: int) -> str:
     """The largest batch, or what is missing for one row."""
-    shape = f"{input_len} + {output_len} tokens"
-    rows = plan.rows_that_fit(input_len + output_len)
+    beams = 1 if plan.generation is None else plan.generation.beams
+    shape = f"{input_len} + {f'{beams} x ' if beams > 1 else ''}{output_len} tokens"
+    tokens = _row_tokens(plan, input_len, output_len)
+    rows = plan.rows_that_fit(tokens)
     if rows:
         whole = f"; {rows * plan.data:,} over all replicas" if plan.data > 1 else ""
         return f"batch      {rows:,} rows of {shape} fit a replica{whole}"
     worst = max(plan.devices, key=lambda d: d.weight_bytes)
-    cache = worst.cache_bytes_per_token * (input_len + output_len)
+    cache = worst.cache_bytes_per_token * tokens
     need = worst.weight_bytes + plan.workspace_bytes + cache
     return (
         f"batch      does not fit: one row of {shape} needs {size(need)} on the fullest device, "
@@ -131,7 +152,7 @@ def _pipeline_line(config: JobConfig, source: ModelSource, plan: Plan) -> list[s
     """The share of time in which stages wait, for few micro-batches, more, and no end of them;
     told for scoring alone, whose batches pass every stage once."""
     arch, stages = source.arch, plan.pipeline
-    if stages == 1 or arch.seq2seq:
+    if stages == 1 or arch.seq2seq or plan.generation is not None:
         return []
     spans = layer_spans(arch.layers, stages)
     share = wanted_share(config.dataset)

@@ -21,15 +21,15 @@ class Cache:
     memory is zero, because what a mask hides is still multiplied by a weight of zero."""
 
     def __init__(
-        self, arch: Arch, layers: int, ways: int, slots: int, beams: int, kind: Kind
+        self, arch: Arch, layers: int, ways: int, slots: int, beams: int, cells: int, kind: Kind
     ) -> None:
         dtype, device = kind
         self.beams, self._seq2seq, self._positions = beams, arch.seq2seq, arch.positions
-        empty = torch.zeros(
-            slots, arch.heads // ways, 0, arch.head_size, dtype=dtype, device=device
-        )
+        self._cells = cells
+        empty = torch.zeros(0, arch.heads // ways, 0, arch.head_size, dtype=dtype, device=device)
         self.kept = [Kept(empty, empty) for _ in range(layers)]
         self.sources = [Kept(empty, empty) for _ in range(layers if arch.seq2seq else 0)]
+        self._room = (0, 0, 0)  # slots, columns of keys and of the source that there is memory for
         self._mask = torch.zeros(slots, beams, 0, device=device)  # 0 where a lane sees, else -inf
         self._source_mask = torch.zeros(slots, 0, device=device)
         self._prefix = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -37,21 +37,31 @@ class Cache:
         self._slots = torch.arange(slots, device=device)
         self._lanes = torch.arange(beams, device=device)
 
-    def reserve(self, keys: int, source: int) -> None:
-        """Make room for that many columns of keys, and of the source."""
-        if keys > self._mask.shape[2]:
-            columns = max(keys + 8 * self.beams, self._mask.shape[2] * 3 // 2)
-            self.kept = [Kept(*(_grown(t, columns) for t in (k.keys, k.values))) for k in self.kept]
+    def reserve(self, rows: int, keys: int, source: int) -> None:
+        """Make room for the first `rows` slots, with that many columns of keys each, and of the
+        source. More than that is taken ahead only within the `cells` of the plan: where rows are
+        wide there is memory for few slots."""
+        slots, columns, width = self._room
+        if rows <= slots and keys <= columns and source <= width:
+            return
+        most = self._cells // rows
+        if keys > columns:
+            columns = max(keys + 8 * self.beams, columns * 3 // 2)
+        width = max(source, min(width, most - keys))
+        columns = max(keys, min(columns, most - width))
+        slots = max(rows, min(len(self._slots), self._cells // max(1, columns + width)))
+        self._room = (slots, columns, width)
+        for every, wide in ((self.kept, columns), (self.sources, width)):
+            for i, kept in enumerate(every):  # one by one, so that little is held twice
+                every[i] = Kept(*(_resized(t, slots, wide) for t in (kept.keys, kept.values)))
+        if columns > self._mask.shape[2]:
             larger = self._mask.new_full((*self._mask.shape[:2], columns), -torch.inf)
             larger[:, :, : self._mask.shape[2]] = self._mask
             self._mask = larger
-        if source > self._source_mask.shape[1]:
-            self.sources = [
-                Kept(*(_grown(t, source) for t in (k.keys, k.values))) for k in self.sources
-            ]
-            larger = self._source_mask.new_full((len(self._slots), source), -torch.inf)
-            larger[:, : self._source_mask.shape[1]] = self._source_mask
-            self._source_mask = larger
+        if width > self._source_mask.shape[1]:
+            wider = self._source_mask.new_full((len(self._slots), width), -torch.inf)
+            wider[:, : self._source_mask.shape[1]] = self._source_mask
+            self._source_mask = wider
 
     def enter(self, first: int, lengths: Sequence[int]) -> None:
         """New rows in slots `first`..: so many tokens of prompt in the cache, or of source."""
@@ -115,8 +125,9 @@ def _hidden(padding: torch.Tensor) -> torch.Tensor:
     return torch.zeros(padding.shape, device=padding.device).masked_fill_(padding, -torch.inf)
 
 
-def _grown(state: torch.Tensor, columns: int) -> torch.Tensor:
-    """Keys or values [slots, heads, column, size] with more columns."""
-    larger = state.new_zeros((*state.shape[:2], columns, state.shape[3]))
-    larger[:, :, : state.shape[2]] = state
-    return larger
+def _resized(state: torch.Tensor, slots: int, columns: int) -> torch.Tensor:
+    """Keys or values [slot, heads, column, size] with as many slots and columns as asked for."""
+    other = state.new_zeros((slots, state.shape[1], columns, state.shape[3]))
+    slots, columns = min(slots, state.shape[0]), min(columns, state.shape[2])
+    other[:slots, :, :columns] = state[:slots, :, :columns]
+    return other

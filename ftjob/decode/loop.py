@@ -54,7 +54,9 @@ class _MicroBatch:
         ends = job.source.specials.ends
         self.table = SlotTable(room.slots, decode.beams, room.cells, arch.seq2seq)
         layers = spec.last_layer - spec.first_layer
-        self.cache = Cache(arch, layers, job.plan.tensor, room.slots, decode.beams, kind)
+        self.cache = Cache(
+            arch, layers, job.plan.tensor, room.slots, decode.beams, room.cells, kind
+        )
         self.search = (
             make_search(decode, ends, room.slots, arch.vocab, kind[1]) if spec.last else None
         )
@@ -166,7 +168,7 @@ class Generator:
         lengths = [slot.source or slot.prefix for slot in rows]
         ids = [t for slot, n in zip(rows, lengths, strict=True) for t in slot.request.ids[:n]]
         entry = Entry(first, torch.tensor(ids, dtype=torch.int64, device=self._device), lengths)
-        batch.cache.reserve(max(slot.prefix for slot in rows), max(slot.source for slot in rows))
+        batch.cache.reserve(*batch.table.room)
         batch.cache.enter(first, lengths)
         begins = [slot.request.ids[-1] if self._start is None else self._start for slot in rows]
         batch.tokens[first : first + len(rows)] = torch.tensor(
@@ -194,7 +196,7 @@ class Generator:
     def _step(self, batch: _MicroBatch) -> None:
         """One token of every lane at work."""
         table, n = batch.table, len(batch.table.rows)
-        batch.cache.reserve(table.keys, table.source)
+        batch.cache.reserve(*table.room)
         batch.stepped, batch.keys = n, table.keys
         view = batch.cache.view(n, table.keys, table.source)
         x = batch.tokens[:n].flatten() if self._spec.first else self._before(STEP)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ftjob.batching import Chunk, cells_of
+from ftjob.batching import Chunk, widest
 from ftjob.tasks.base import GenerateRequest
 
 
@@ -61,8 +61,7 @@ class SlotTable:
             return False
         held = [*self.rows, *self.entering]
         requests = [s.request for s in held] + list(chunk.requests)
-        widest = max(cells_of(r, self._beams) for r in requests if isinstance(r, GenerateRequest))
-        return not held or len(requests) * widest <= self._cells
+        return not held or len(requests) * widest(requests, self._beams) <= self._cells
 
     def enter(self, chunk: Chunk) -> int:
         """Give the chunk's rows the slots behind all others, longest first; returns the first."""
@@ -109,3 +108,11 @@ class SlotTable:
     def source(self) -> int:
         """Columns of the longest source."""
         return max(s.source for s in self.rows)
+
+    @property
+    def room(self) -> tuple[int, int, int]:
+        """Slots in use and the columns that they need of keys, the next step's included, and of
+        the source; those of entering rows too."""
+        every = [*self.rows, *self.entering]
+        keys = max((self.keys if self.rows else 0), *(s.prefix for s in every))
+        return len(every), keys, max(s.source for s in every)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(60)
 def test_help_is_light(place: Place) -> None:
     timed = Place(place.cwd, (CLI[0], "-X", "importtime", *CLI[1:]))
     done = timed("--help").expect(0)
-    for words in ("python -m ftjob", "report RUN", "model: demo_gpt, gpt124m", "limit: 500"):
+    for words in ("python -m ftjob", "report RUN", "model: demo_gpt, demo_t5", "limit: 500"):
         assert words in done.out
     imported = set(re.findall(r"\| +([\w.]+)$", done.err, re.MULTILINE))
     assert "ftjob.errors" in imported

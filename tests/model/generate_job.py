@@ -33,12 +33,14 @@ def generation_job(
 ) -> Job:
     """A job that continues rows with the checkpoint in `folder`; its tokenizer is never asked."""
     given = {"checkpoint": str(folder), "family": "gpt2", **(model or {})}
-    task = "translation" if given["family"] == "t5" else "lambada"
+    rows: dict[str, Any] = {"mode": "generate"}
+    if given["family"] == "t5":
+        rows = {"task": "translation", "path": "builtin:captions_en_de", "column": "source"}
     config = build({
         "model": given,
         "decode": dict(decode),
         "batch": batch,
-        "dataset": {"mode": "generate", "task": task, "path": "not read"},
+        "dataset": rows,
         "parallel": {"tensor": tensor, "pipeline": pipeline, "data": 1},
     })  # fmt: skip
     machine = Machine((tensor * pipeline,), "cpu", 1 << 33, "test")
