@@ -1,52 +1,105 @@
 """What transformers says of the same rows: the oracle that suites compare with, row by row.
 
-Scores each row alone, unbatched and in float32, and writes records of the same shape as a run's
-samples, so that `ftjob.results.compare` can judge.
+Takes each row alone, unbatched and in float32, scores or continues it as the job's task asks, and
+writes records of the same shape as a run's samples, so that `ftjob.results.compare` can judge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ftjob.config import JobConfig
+from ftjob.config.groups import DecodeConfig
 from ftjob.job import Job, prepare
 from ftjob.launch.world import World, make_machine
 from ftjob.results.compare import Comparison, compare_samples
 from ftjob.results.summary import read_samples
 from ftjob.tasks import make_task
-from ftjob.tasks.base import Row, Scored, ScoreRequest
+from ftjob.tasks.base import Generated, GenerateRequest, Hypothesis, Scored, ScoreRequest
 from ftjob.tasks.rows import RowSource
 
 
 def transformers_records(job: Job) -> Iterator[dict[str, Any]]:
-    """The records of a teacher-forced job as transformers' GPT2LMHeadModel answers it."""
-    from transformers import GPT2LMHeadModel
+    """The records of a job as transformers' model for its checkpoint answers it."""
+    model, task = _load(job), make_task(job.config)
+    for row in RowSource(job.config.dataset).rows():
+        (prepared,) = task.prepare([row], [""], job.tokenizer, job.limits())
+        if isinstance(prepared, GenerateRequest):
+            generated = generate(model, prepared, job.config.decode)
+            yield task.record(prepared, generated, job.tokenizer)
+        elif isinstance(prepared, ScoreRequest):
+            yield task.record(prepared, score(model, prepared), job.tokenizer)
+        else:
+            yield prepared
+
+
+def _load(job: Job) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     assert job.source.index is not None
-    model: Any = GPT2LMHeadModel.from_pretrained(job.source.index.folder, dtype=torch.float32)
-    model.eval()
-    task = make_task(job.config)
-    for row in RowSource(job.config.dataset).rows():
-        yield _record(model, task, row, job)
+    kind = AutoModelForSeq2SeqLM if job.source.arch.seq2seq else AutoModelForCausalLM
+    model: Any = kind.from_pretrained(job.source.index.folder, dtype=torch.float32)
+    return model.eval()
 
 
 @torch.inference_mode()
-def _record(model: Any, task: Any, row: Row, job: Job) -> dict[str, Any]:
-    (prepared,) = task.prepare([row], [""], job.tokenizer, job.limits())
-    if not isinstance(prepared, ScoreRequest):
-        return dict(prepared)
-    ids = torch.tensor([prepared.ids])
-    logits = model(ids).logits[0, prepared.scored_from - 1 : -1].float()
-    targets = ids[0, prepared.scored_from :]
+def score(model: Any, request: ScoreRequest) -> Scored:
+    """A row's targets, teacher-forced."""
+    ids = torch.tensor([request.ids])
+    logits = model(ids).logits[0, request.scored_from - 1 : -1].float()
+    targets = ids[0, request.scored_from :]
     logprobs = logits.log_softmax(-1).gather(1, targets.unsqueeze(1)).squeeze(1)
     top = logits.topk(2).values
-    scored = Scored(logprobs.tolist(), logits.argmax(-1).tolist(), (top[:, 0] - top[:, 1]).tolist())
-    record: dict[str, Any] = task.record(prepared, scored, job.tokenizer)
-    return record
+    return Scored(logprobs.tolist(), logits.argmax(-1).tolist(), (top[:, 0] - top[:, 1]).tolist())
+
+
+@torch.inference_mode()
+def generate(model: Any, request: GenerateRequest, decode: DecodeConfig) -> Generated:
+    """A row continued. Near ties are left to the run's own records."""
+    ids = torch.tensor([request.ids])
+    ranked: dict[str, Any] = {}
+    if decode.beams > 1:
+        ranked = {
+            "length_penalty": decode.length_penalty,
+            "early_stopping": decode.early_stopping,
+            "num_return_sequences": decode.n_best,
+        }
+    made = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        num_beams=decode.beams,
+        max_new_tokens=request.max_new_tokens,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **ranked,
+    )
+    own = model.compute_transition_scores(
+        made.sequences, made.scores, getattr(made, "beam_indices", None), normalize_logits=True
+    )
+    ends = _ends(model)
+    first = made.sequences.shape[1] - own.shape[1]
+    found: list[Hypothesis] = []
+    for number, new in enumerate(made.sequences[:, first:].tolist()):
+        # what follows the end token fills the hypotheses up to one length
+        length = next((i + 1 for i, t in enumerate(new) if t in ends), len(new))
+        logprobs = own[number, :length].tolist()
+        total = float(own[number, :length].sum())
+        reason: Literal["eos", "length"] = "eos" if new[length - 1] in ends else "length"
+        ranking = float(made.sequences_scores[number]) if decode.beams > 1 else total
+        told = logprobs if decode.token_logprobs else None
+        found.append(Hypothesis(new[:length], ranking, total, reason, told))
+    return Generated(found, [])
+
+
+def _ends(model: Any) -> Sequence[int]:
+    """The ids that end a row, as the model's own generation_config has them."""
+    end = model.generation_config.eos_token_id
+    return end if isinstance(end, list) else [] if end is None else [end]
 
 
 def compare_with_transformers(config: JobConfig, samples: Path) -> Comparison:
