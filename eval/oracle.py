@@ -1,16 +1,14 @@
 """What transformers says of the same rows: the oracle that suites compare with, row by row.
 
-In float32 and without padding: a scored row alone, rows to be continued beside others of the same
-number of tokens. It writes records of the same shape as a run's samples, so that
-`ftjob.results.compare` can judge.
+Takes each row alone, unbatched and in float32, scores or continues it as the job's task asks, and
+writes records of the same shape as a run's samples, so that `ftjob.results.compare` can judge.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,50 +22,33 @@ from ftjob.tasks import make_task
 from ftjob.tasks.base import Generated, GenerateRequest, Hypothesis, Scored, ScoreRequest
 from ftjob.tasks.rows import RowSource
 
-BATCH = 32
+
+def transformers_records(job: Job) -> Iterator[dict[str, Any]]:
+    """The records of a job as transformers' model for its checkpoint answers it."""
+    model, task = _load(job), make_task(job.config)
+    for row in RowSource(job.config.dataset).rows():
+        (prepared,) = task.prepare([row], [""], job.tokenizer, job.limits())
+        if isinstance(prepared, GenerateRequest):
+            generated = generate(model, prepared, job.config.decode)
+            yield task.record(prepared, generated, job.tokenizer)
+        elif isinstance(prepared, ScoreRequest):
+            yield task.record(prepared, score(model, prepared), job.tokenizer)
+        else:
+            yield prepared
 
 
-def transformers_records(job: Job) -> list[dict[str, Any]]:
-    """The records of a job as transformers answers it, in dataset order."""
-    model, task = _open(job), make_task(job.config)
-    rows = list(RowSource(job.config.dataset).rows())
-    prepared = task.prepare(rows, [""] * len(rows), job.tokenizer, job.limits())
-    records = [dict(p) for p in prepared if isinstance(p, dict)]
-    for request, answer in _answers(model, [p for p in prepared if not isinstance(p, dict)], job):
-        records.append(task.record(request, answer, job.tokenizer))
-    return sorted(records, key=lambda record: int(record["index"]))
-
-
-def _open(job: Job) -> Any:
-    """The model that transformers has for the checkpoint."""
-    from transformers import GPT2LMHeadModel, T5ForConditionalGeneration
+def _load(job: Job) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     assert job.source.index is not None
-    kind: Any = T5ForConditionalGeneration if job.source.arch.seq2seq else GPT2LMHeadModel
-    return kind.from_pretrained(job.source.index.folder, dtype=torch.float32).eval()
-
-
-def _answers(model: Any, requests: Sequence[Any], job: Job) -> Iterator[tuple[Any, Any]]:
-    """Each request with its answer."""
-    for request in requests:
-        if isinstance(request, ScoreRequest):
-            yield request, _score(model, request)
-    continued = [r for r in requests if isinstance(r, GenerateRequest)]
-    ends = job.source.specials.ends
-
-    def alike(request: GenerateRequest) -> tuple[int, int]:
-        return len(request.ids), request.max_new_tokens
-
-    for _, group in itertools.groupby(sorted(continued, key=alike), key=alike):
-        held = list(group)
-        for start in range(0, len(held), BATCH):
-            batch = held[start : start + BATCH]
-            answers = _continue(model, batch, job.config.decode, ends)
-            yield from zip(batch, answers, strict=True)
+    kind = AutoModelForSeq2SeqLM if job.source.arch.seq2seq else AutoModelForCausalLM
+    model: Any = kind.from_pretrained(job.source.index.folder, dtype=torch.float32)
+    return model.eval()
 
 
 @torch.inference_mode()
-def _score(model: Any, request: ScoreRequest) -> Scored:
+def score(model: Any, request: ScoreRequest) -> Scored:
+    """A row's targets, teacher-forced."""
     ids = torch.tensor([request.ids])
     logits = model(ids).logits[0, request.scored_from - 1 : -1].float()
     targets = ids[0, request.scored_from :]
@@ -77,11 +58,9 @@ def _score(model: Any, request: ScoreRequest) -> Scored:
 
 
 @torch.inference_mode()
-def _continue(
-    model: Any, batch: Sequence[GenerateRequest], decode: DecodeConfig, ends: tuple[int, ...]
-) -> list[Generated]:
-    """`generate` over rows of equally many tokens."""
-    ids = torch.tensor([r.ids for r in batch])
+def generate(model: Any, request: GenerateRequest, decode: DecodeConfig) -> Generated:
+    """A row continued. Near ties are left to the run's own records."""
+    ids = torch.tensor([request.ids])
     ranked: dict[str, Any] = {}
     if decode.beams > 1:
         ranked = {
@@ -94,37 +73,33 @@ def _continue(
         attention_mask=torch.ones_like(ids),
         do_sample=False,
         num_beams=decode.beams,
-        max_new_tokens=batch[0].max_new_tokens,
-        eos_token_id=list(ends) or None,
-        pad_token_id=0,
+        max_new_tokens=request.max_new_tokens,
         return_dict_in_generate=True,
         output_scores=True,
         **ranked,
     )
-    begin = 1 if model.config.is_encoder_decoder else ids.shape[1]
-    found = [_hypothesis(new, ends) for new in made.sequences[:, begin:].tolist()]
-    if decode.beams > 1:
-        scored = zip(found, made.sequences_scores.tolist(), strict=True)
-        every = [
-            Hypothesis(h.ids, score, score * len(h.ids) ** decode.length_penalty, h.finish_reason)
-            for h, score in scored
-        ]
-    else:
-        logprobs = torch.stack(made.scores, dim=1).log_softmax(-1)  # [rows, new, vocabulary]
-        every = []
-        for row, h in enumerate(found):
-            total = float(logprobs[row, range(len(h.ids)), h.ids].sum())
-            every.append(Hypothesis(h.ids, total, total, h.finish_reason))
-    per_row = len(every) // len(batch)
-    return [Generated(every[i : i + per_row], []) for i in range(0, len(every), per_row)]
+    own = model.compute_transition_scores(
+        made.sequences, made.scores, getattr(made, "beam_indices", None), normalize_logits=True
+    )
+    ends = _ends(model)
+    first = made.sequences.shape[1] - own.shape[1]
+    found: list[Hypothesis] = []
+    for number, new in enumerate(made.sequences[:, first:].tolist()):
+        # what follows the end token fills the hypotheses up to one length
+        length = next((i + 1 for i, t in enumerate(new) if t in ends), len(new))
+        logprobs = own[number, :length].tolist()
+        total = float(own[number, :length].sum())
+        reason: Literal["eos", "length"] = "eos" if new[length - 1] in ends else "length"
+        ranking = float(made.sequences_scores[number]) if decode.beams > 1 else total
+        told = logprobs if decode.token_logprobs else None
+        found.append(Hypothesis(new[:length], ranking, total, reason, told))
+    return Generated(found, [])
 
 
-def _hypothesis(new: Sequence[int], ends: tuple[int, ...]) -> Hypothesis:
-    """The new ids up to the first end token; what follows fills the batch."""
-    for i, token in enumerate(new):
-        if token in ends:
-            return Hypothesis(list(new[: i + 1]), 0.0, 0.0, "eos")
-    return Hypothesis(list(new), 0.0, 0.0, "length")
+def _ends(model: Any) -> Sequence[int]:
+    """The ids that end a row, as the model's own generation_config has them."""
+    end = model.generation_config.eos_token_id
+    return end if isinstance(end, list) else [] if end is None else [end]
 
 
 def compare_with_transformers(config: JobConfig, samples: Path) -> Comparison:

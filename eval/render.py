@@ -10,7 +10,7 @@ import yaml
 
 from eval.bench.render import render_bench
 from eval.kills.render import render_kills
-from eval.record import REPORTS, made_line, read_raw
+from eval.record import REPORTS, data_sentence, made_line, read_raw
 
 SUITES = Path(__file__).resolve().parent / "suites"
 
@@ -49,7 +49,7 @@ def render_suite(name: str, raw: dict[str, Any]) -> str:
         lines.append(
             f"| {job['name']} | {job['note']} | {_oracle(made)} | `{made['command']}` | "
             f"{made['date']}, commit {made['commit']}, {made['cpu']}, {made['cores']} cores, "
-            f"torch {made['packages']['torch']} |"
+            f"torch {made['packages']['torch']}{data_sentence(made.get('data', []))} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -25,10 +25,10 @@ from ftjob.results.summary import load_config, read_samples
 
 SUITES = Path(__file__).resolve().parent / "suites"
 KEPT_ROWS = 20
-# Of the rows, ids and figures alone: a data set's texts are its owner's.
+# Those of them that the task has. No texts: not every data set is ours to ship.
 KEPT_FIELDS = (
-    *("index", "correct", "last_token_correct", "logprob", "output_ids", "near_ties"),
-    *("cum_logprob", "score", "chrf", "finish_reason"),
+    *("index", "correct", "last_token_correct", "logprob", "output_ids"),
+    *("finish_reason", "cum_logprob", "score", "chrf", "near_ties"),
 )
 
 
@@ -39,13 +39,14 @@ def load_suite(name: str) -> dict[str, Any]:
 
 
 def run_job(job: dict[str, Any], where: dict[str, Any], more: Sequence[str] = ()) -> dict[str, Any]:
-    """Run one job in a scratch folder; what the report needs of it, and `where` it was made.
-    `more` overrides say where this machine has the data: of a file there, the report names the
-    name and checksum."""
+    """Run one job in a scratch folder, with `more` overrides than the suite's; what the report
+    needs of it, and `where` it was made."""
+    overrides = [*job["overrides"], *more]
+    told, data = recorded(overrides)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         subprocess.run(
-            [sys.executable, "-m", "ftjob", *job["overrides"], *more, f"run.dir={folder}"],
+            [sys.executable, "-m", "ftjob", *overrides, f"run.dir={folder}"],
             check=True,
             stdout=subprocess.DEVNULL,
         )
@@ -53,24 +54,33 @@ def run_job(job: dict[str, Any], where: dict[str, Any], more: Sequence[str] = ()
         (task,) = results["results"]
         rows = itertools.islice(read_samples(folder / "samples.jsonl"), KEPT_ROWS)
         made: dict[str, Any] = {
-            "command": shlex.join(["python", "-m", "ftjob", *job["overrides"]]),
+            "command": shlex.join(["python", "-m", "ftjob", *told]),
             "task": task,
             "figures": results["results"][task],
             "metrics": results["metrics"],
             "rows": results["n-samples"][task]["effective"],
             "throughput": results["throughput"],
             "first_rows": [{k: row[k] for k in KEPT_FIELDS if k in row} for row in rows],
-            **({"data": data} if (data := _files(more)) else {}),
         }
+        if data:
+            made["data"] = data
         if job.get("oracle"):
             made["oracle"] = _oracle(folder)
     return where | made
 
 
-def _files(overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """Name and checksum of each file that an override names."""
-    paths = (Path(text.partition("=")[2]) for text in overrides)
-    return [file_facts(path) for path in paths if path.is_file()]
+def recorded(overrides: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
+    """The overrides as a report may show them, files by their names alone; and what tells each
+    file from another."""
+    told: list[str] = []
+    data: list[dict[str, str]] = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        path = Path(value)
+        told.append(f"{key}={path.name}" if equals and path.exists() else override)
+        if equals and path.is_file():
+            data.append(file_facts(path))
+    return told, data
 
 
 def _oracle(folder: Path) -> dict[str, Any]:
@@ -105,7 +115,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m eval.run", description=__doc__)
     parser.add_argument("suite", choices=sorted(f.stem for f in SUITES.glob("*.yaml")))
     parser.add_argument("--jobs", nargs="*", help="only these jobs; the others are kept")
-    parser.add_argument("--override", nargs="*", default=[], help="where the data is, key=value")
+    parser.add_argument(
+        "--override", nargs="+", default=[], metavar="KEY=VALUE", help="of all jobs"
+    )
     arguments = parser.parse_args()
     suite = load_suite(arguments.suite)
     has_raw = (REPORTS / "raw" / f"{arguments.suite}.json").exists()
