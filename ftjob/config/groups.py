@@ -203,8 +203,8 @@ class BatchConfig:
     )
     lanes: Literal["auto"] | int = key(
         "auto",
-        "rows x beams that a replica decodes at once, at least a row a stage; auto is 256, less where "
-        "memory is short",
+        "rows x beams that a replica decodes at once, at least a row a stage; auto is 256, less "
+        "where memory is short",
         rule=at_least(1),
     )
     stop_every: Literal["auto"] | int = key(
