@@ -252,11 +252,15 @@ class DeviceThread(threading.Thread):
             return torch.cuda.get_device_name(self.device)
         return f"cpu ({torch.get_num_threads()} threads)"
 
+    def request(self) -> str | None:
+        """The rows of the latest chunks, for a message; any thread may ask."""
+        serving = self.serving
+        if not serving:
+            return None
+        lines = sorted(r.row.line for chunk in serving for r in chunk.requests)
+        return f"lines {lines[0]}..{lines[-1]} (chunk {serving[-1].sequence})"
+
     def _cause(self, error: BaseException) -> Cause:
-        request = None
-        if self.serving:
-            lines = sorted(r.row.line for chunk in self.serving for r in chunk.requests)
-            request = f"lines {lines[0]}..{lines[-1]} (chunk {self.serving[-1].sequence})"
         known = isinstance(error, JobError)
         return Cause(
             code=error.code if isinstance(error, JobError) else BUG,
@@ -264,7 +268,7 @@ class DeviceThread(threading.Thread):
             rank=self.spec.rank,
             device=self.spec.local,
             phase=self.phases.current() or "serve",
-            request=request,
+            request=self.request(),
             traceback=None if known else traceback.format_exc(),
             lost=isinstance(error, PeerLost),
         )

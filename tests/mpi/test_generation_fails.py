@@ -74,16 +74,20 @@ CASES = {
         1, RAISES, 1, ("rank 1 device 1", "in decode", "at lines", RAISED), at="1", layout=PIPELINE
     ),
     "a device hangs": Case(
-        1, HANGS, 124, ("rank 1 device 0", "in decode", SILENT, "run.deadline_s"), at="0"
+        1,
+        HANGS,
+        124,
+        ("rank 1 device 0", "in decode", "at lines", SILENT, "run.deadline_s"),
+        at="0",
     ),
     "a device of a tensor group hangs": Case(
-        1, HANGS, 124, ("rank 1 device 0", "in decode", SILENT), at="0", layout=TENSOR
+        1, HANGS, 124, ("rank 1 device 0", "in decode", "at lines", SILENT), at="0", layout=TENSOR
     ),
     "the last stage hangs": Case(
-        1, HANGS, 124, ("rank 1 device 0", "in decode", SILENT), at="0", layout=STAGES
+        1, HANGS, 124, ("rank 1 device 0", "in decode", "at lines", SILENT), at="0", layout=STAGES
     ),
     "the first stage hangs": Case(
-        0, HANGS, 124, ("rank 0 device 0", "in decode", SILENT), at="0", layout=STAGES
+        0, HANGS, 124, ("rank 0 device 0", "in decode", "at lines", SILENT), at="0", layout=STAGES
     ),
     "a rank of stages stops answering": Case(
         1, STOPPED, 124, ("rank 1", "in decode", SILENT), at="0", layout=STAGES
