@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(120)
 Layout = tuple[int, int, int]
 Threads = Callable[[str, Layout], Path]
 
-ROWS, TOKENS = 62, 24
+ROWS, TOKENS = 62, 15
 CAPTIONS = ("model=demo_t5", "dataset=demo_en_de", f"decode.max_new_tokens={TOKENS}")
 GREEDY = ("decode.token_logprobs=true",)
 BEAMS = ("decode=beam4", "decode.n_best=4")
