@@ -42,13 +42,14 @@ def exit_codes() -> str:
     return "\n".join(lines) + "\n"
 
 
-def scores() -> str:
-    """The table of results that opens the README."""
-    return "\n".join(suite_table("lambada_demo", read_raw("lambada_demo"))) + "\n"
+def scores(suite: str) -> str:
+    """A table of results that opens the README."""
+    return "\n".join(suite_table(suite, read_raw(suite))) + "\n"
 
 
 PARTS: tuple[tuple[str, Callable[[], str]], ...] = (
-    ("results", scores),
+    ("results", lambda: scores("lambada_demo")),
+    ("translation", lambda: scores("multi30k_demo")),
     ("commands", commands),
     ("groups", groups),
     ("keys", lambda: render_table(GROUPS)),

@@ -8,6 +8,7 @@ control messages, the journal or process-wide torch state. Answers go to `rank`.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -119,6 +120,7 @@ class DeviceThread(threading.Thread):
             self.serving = (chunk,)
             scored, seconds = self._step(stage, chunk, "score")
             answers = None if scored is None else list[Answer](scored)
+            self._check_numbers(chunk, answers)
             self.outbox.put(Answered(self.spec.local, chunk, answers, chunk.tokens, seconds))
             self.serving = ()
 
@@ -138,9 +140,27 @@ class DeviceThread(threading.Thread):
         self.outbox.put(Ready(self.spec.local, self._label(), _held_bytes(stage)))
         self.phase = "decode"
         for done in generator.run(self._take):
+            self._check_numbers(done.chunk, done.answers)
             self.outbox.put(
                 Answered(self.spec.local, done.chunk, done.answers, done.tokens, done.seconds)
             )
+
+    def _check_numbers(self, chunk: Chunk, answers: list[Answer] | None) -> None:
+        """Refuse answers out of scores that are no numbers: they would look like any other.
+
+        Raises:
+            ConfigError: naming the row's line and the type of numbers.
+        """
+        for request, answer in zip(chunk.requests, answers or (), strict=answers is not None):
+            if not all(map(math.isfinite, _figures(answer))):
+                dtype = self.job.config.model.dtype
+                advice = " Use bf16 or f32: f16 ends at 65504." if dtype == "f16" else (
+                    " The checkpoint itself may hold such values."
+                )  # fmt: skip
+                raise ConfigError(
+                    f"model.dtype={dtype}: line {request.row.line} gets scores that are infinite "
+                    f"or not numbers.{advice}"
+                )
 
     def _take(self) -> Chunk | None:
         """The next chunk, or None: there is no more. A device with free slots waits for it, so that
@@ -232,11 +252,15 @@ class DeviceThread(threading.Thread):
             return torch.cuda.get_device_name(self.device)
         return f"cpu ({torch.get_num_threads()} threads)"
 
+    def request(self) -> str | None:
+        """The rows of the latest chunks, for a message; any thread may ask."""
+        serving = self.serving
+        if not serving:
+            return None
+        lines = sorted(r.row.line for chunk in serving for r in chunk.requests)
+        return f"lines {lines[0]}..{lines[-1]} (chunk {serving[-1].sequence})"
+
     def _cause(self, error: BaseException) -> Cause:
-        request = None
-        if self.serving:
-            lines = sorted(r.row.line for chunk in self.serving for r in chunk.requests)
-            request = f"lines {lines[0]}..{lines[-1]} (chunk {self.serving[-1].sequence})"
         known = isinstance(error, JobError)
         return Cause(
             code=error.code if isinstance(error, JobError) else BUG,
@@ -244,7 +268,7 @@ class DeviceThread(threading.Thread):
             rank=self.spec.rank,
             device=self.spec.local,
             phase=self.phases.current() or "serve",
-            request=request,
+            request=self.request(),
             traceback=None if known else traceback.format_exc(),
             lost=isinstance(error, PeerLost),
         )
@@ -253,3 +277,10 @@ class DeviceThread(threading.Thread):
 def _held_bytes(stage: Stage) -> int:
     """Bytes of the parameters this device really holds."""
     return sum(p.numel() * p.element_size() for p in stage.parameters())
+
+
+def _figures(answer: Answer) -> list[float]:
+    """Every log-probability of an answer."""
+    if isinstance(answer, Scored):
+        return answer.logprobs
+    return [h.cum_logprob for h in answer.hypotheses]

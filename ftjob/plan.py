@@ -278,7 +278,8 @@ def _generation(
         raise ConfigError(
             f"cluster.memory_gb: a device has {machine.memory_bytes / 1e9:.3g} GB, weights take "
             f"{worst / 1e9:.3g} GB and workspace {workspace / 1e9:.3g} GB of them, and nothing is "
-            "left for a cache. Raise parallel.tensor or parallel.pipeline, or lower batch.lanes."
+            "left for a cache. Raise parallel.tensor or parallel.pipeline, or lower batch.lanes or "
+            "batch.max_tokens."
         )
     return Generation(
         slots=slots,

@@ -241,7 +241,8 @@ class Rank:
 
     def _of_device(self, code: int, message: str, device: DeviceState) -> Cause:
         phase = self._serving if device.ready else "load"
-        return Cause(code, message, self.link.rank, device.thread.spec.local, phase)
+        thread = device.thread
+        return Cause(code, message, self.link.rank, thread.spec.local, phase, thread.request())
 
     def _cause_of(self, error: Exception) -> Cause:
         """The cause that an error of this thread is."""

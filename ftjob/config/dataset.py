@@ -49,10 +49,13 @@ def check_model_for_task(config: JobConfig, seq2seq: bool) -> None:
 def _check_source(data: DatasetConfig) -> None:
     named = ("path", "hub", "sacrebleu")
     sources = [name for name in named if getattr(data, name) is not None]
+    if data.test_set is None and "sacrebleu" in sources:
+        sources.remove("sacrebleu")  # dataset.path is a copy of it
     if len(sources) > 1:
         both = " and ".join(f"dataset.{name}={getattr(data, name)}" for name in sources)
+        away = " ".join(f"dataset.{name}=null" for name in sources[1:])
         raise ConfigError(
-            f"{both} are set: a data set has one source. Leave one and set the others to null."
+            f"{both} are set: a data set has one source. For dataset.{sources[0]} add {away}."
         )
     if data.hub_config is not None and data.hub is None:
         raise ConfigError(f"dataset.hub_config={data.hub_config} needs dataset.hub=ID.")

@@ -111,7 +111,9 @@ class DatasetConfig:
     hub_config: str | None = key(None, "configuration name of the hub data set")
     split: str = key("test", "split of the hub data set")
     sacrebleu: str | None = key(
-        None, "test set that sacrebleu knows, such as wmt17; from its cache, else the network"
+        None,
+        "test set that sacrebleu knows, such as wmt17; from its cache, else the network; "
+        "dataset.path, a copy at hand, comes first",
     )
     pair: str = key(
         "en-de",
@@ -147,6 +149,11 @@ class DatasetConfig:
             "metric -> least value in the units of results.json; below it the job exits 5"
         ),
     )
+
+    @property
+    def test_set(self) -> str | None:
+        """The set to be had from sacrebleu, where no copy of it is at hand."""
+        return self.sacrebleu if self.path is None else None
 
     @property
     def generates(self) -> bool:
@@ -196,7 +203,8 @@ class BatchConfig:
     )
     lanes: Literal["auto"] | int = key(
         "auto",
-        "rows x beams that a replica decodes at once; auto is 256, less where memory is short",
+        "rows x beams that a replica decodes at once, at least a row a stage; auto is 256, less "
+        "where memory is short",
         rule=at_least(1),
     )
     stop_every: Literal["auto"] | int = key(

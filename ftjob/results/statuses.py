@@ -98,7 +98,8 @@ def throughput(ranks: list[Json]) -> Json:
     """Rows and real tokens per second of the time in which any device scored or generated,
     attempts added up.
 
-    A replica of several devices does its rows together: they count once, by its first device.
+    A replica of several devices does its rows together: they count once, by the device that gives
+    its answers: only this one knows where a row ended, and in a drain the others may be behind.
     Where rows were generated, `tokens` are the new ones, `input_tokens` those read before.
     """
     rows = tokens = inputs = 0
@@ -113,16 +114,16 @@ def throughput(ranks: list[Json]) -> Json:
         ]
         if spans:
             seconds += max(e for _, e in spans) - min(b for b, _ in spans)
-        first = [
+        answering = [
             d
             for s in ranks
             if s["attempt"] == attempt
             for d in s["devices"]
-            if d["spec"]["tensor"] == 0 and d["spec"]["pipeline"] == 0
+            if d["spec"]["tensor"] == 0 and d["spec"]["last"]
         ]
-        rows += sum(d["rows"] for d in first)
-        tokens += sum(d["tokens"] for d in first)
-        inputs += sum(d.get("input_tokens") or 0 for d in first)
+        rows += sum(d["rows"] for d in answering)
+        tokens += sum(d["tokens"] for d in answering)
+        inputs += sum(d.get("input_tokens") or 0 for d in answering)
     return {
         "rows": rows,
         "tokens": tokens,

@@ -71,7 +71,7 @@ def sacrebleu_files(name: str, pair: str) -> tuple[Path, Path]:
             "Two ways to give the data:\n"
             f"  1. on a machine with network: sacrebleu -t {name} -l {pair} --echo src, then the "
             "same cache here\n"
-            "  2. text files of your own: dataset.sacrebleu=null dataset.path=FILE "
+            "  2. text files at hand: dataset.path=FILE "
             "dataset.target_path=FILE"
         ) from None
     if len(references) != 1:

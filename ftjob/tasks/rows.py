@@ -83,8 +83,8 @@ class RowSource:
     def _pair(self) -> tuple[Path, Path | None] | None:
         """The text files, where the rows are lines of such."""
         data = self.dataset
-        if data.sacrebleu is not None:
-            return sacrebleu_files(data.sacrebleu, data.pair)
+        if data.test_set is not None:
+            return sacrebleu_files(data.test_set, data.pair)
         if data.path is None:
             return None
         source = Path(data.path).expanduser()
@@ -219,8 +219,8 @@ def _name(data: DatasetConfig) -> str:
     """What reports call the data set."""
     if data.hub is not None:
         return f"{data.hub} ({data.hub_config or 'default'}, {data.split})"
-    if data.sacrebleu is not None:
-        return f"{data.sacrebleu} {data.pair} (sacrebleu)"
+    if data.test_set is not None:
+        return f"{data.test_set} {data.pair} (sacrebleu)"
     if data.target_path is not None:
         return f"{data.path} and {data.target_path}"
     path = data.path or "builtin:lambada_test"

@@ -22,7 +22,7 @@ def has_references(data: DatasetConfig) -> bool:
     """Whether rows have a reference translation: all of them, or none."""
     if data.task != "translation":
         return False
-    if data.sacrebleu is not None or data.target_path is not None:
+    if data.test_set is not None or data.target_path is not None:
         return True
     text = data.path is not None and file_kind(data.path) == TEXT
     return data.target_column is not None and not text

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ftjob.decode.cache import Cache
+from ftjob.model.stage import Stage
 from ftjob.tasks.base import Generated
 from tests.model.generate_job import generate, generation_job
 
@@ -55,3 +56,15 @@ def test_the_cache_keeps_to_its_cells_where_rows_are_wide() -> None:
         assert kept.shape[2] >= keys
         assert read.shape[2] >= source
         assert cells() <= 1000
+
+
+def test_scores_that_are_no_numbers_end_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(stage: Stage, x: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(x), stage.arch.vocab), torch.nan)
+
+    for beams in (1, 2):
+        job = generation_job("builtin:demo_t5", {"beams": beams, "max_new_tokens": 4}, model=MODEL)
+        with monkeypatch.context() as patched:
+            patched.setattr(Stage, "logits", broken)
+            with pytest.raises(RuntimeError, match=r"model.dtype=f32: line 1 gets scores"):
+                generate(job, _rows([5]))

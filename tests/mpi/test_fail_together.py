@@ -127,13 +127,18 @@ def gone(pid: int) -> bool:
 
 
 class Ends:
-    """A job of two ranks, one of which misbehaves."""
+    """A job of two ranks, one of which misbehaves as `script` has it, over so many rows."""
 
-    def __init__(self, place: Place, base: tuple[str, ...], case: Case) -> None:
-        self.place, self.run = place, place.cwd / "run"
-        driver = place.driver(
-            "misbehaves", MISBEHAVES.format(rank=case.rank, act=case.act, at=case.at)
-        )
+    def __init__(
+        self,
+        place: Place,
+        base: tuple[str, ...],
+        case: Case,
+        script: str = MISBEHAVES,
+        rows: int = ROWS,
+    ) -> None:
+        self.place, self.run, self.rows = place, place.cwd / "run", rows
+        driver = place.driver("misbehaves", script.format(rank=case.rank, act=case.act, at=case.at))
         self.arguments = (*base, "batch.max_tokens=128", "run.dir=run", *case.layout)
         process = driver.ranks(2).start(*self.arguments, "run.deadline_s=3")
         if case.act == KILLED_ALONE:
@@ -171,7 +176,7 @@ class Ends:
         alone = [a for a in self.arguments if not a.startswith(("parallel.", "cluster."))]
         self.place(*alone).expect(0)
         if before:
-            assert load(self.run / "results.json")["attempts"][-1]["rows"] == ROWS - before
+            assert load(self.run / "results.json")["attempts"][-1]["rows"] == self.rows - before
         self.place("compare", "run", str(finished[0] / "run")).expect(0)
 
 

@@ -105,7 +105,7 @@ T5_SHAPE = {"layers": 2, "heads": 5, "hidden": 24, "vocab": 9}
 TOGETHER = {
     "two sources": (
         {"dataset": {"path": "a.csv", "hub": "b"}},
-        ["dataset.path=a.csv", "dataset.hub=b", "one source"],
+        ["dataset.path=a.csv", "dataset.hub=b", "one source", "add dataset.hub=null"],
     ),
     "configuration of no hub set": (
         {"dataset": {"hub_config": "en"}},
@@ -267,12 +267,12 @@ def test_limit_of_the_embedded_default(overrides: list[str], limit: int | None) 
     assert compose(overrides).dataset.limit == limit
 
 
-def test_the_shipped_t5_translates_without_a_prefix() -> None:
+def test_the_shipped_t5_translates_behind_the_prefix() -> None:
     for name in ("demo_en_de", "multi30k_en_de", "wmt17_en_de"):
         theirs = compose(["model=t5_base", f"dataset={name}"])
         assert theirs.dataset.prefix == "translate English to German: "
         ours = compose(["model=demo_t5", f"dataset={name}", "decode=beam4"])
-        assert (ours.dataset.prefix, ours.decode.max_new_tokens) == ("", 80)
+        assert (ours.dataset.prefix, ours.decode.max_new_tokens) == (theirs.dataset.prefix, 80)
         assert (ours.decode.beams, ours.dataset.generates) == (4, True)
         changed = compose(["model=demo_t5", f"dataset={name}", "decode.max_new_tokens=9"])
         assert changed.decode.max_new_tokens == 9

@@ -18,7 +18,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from ftjob.batching import Chunk, cells_of, chunks
+from ftjob.batching import Chunk, chunks, widest
 from ftjob.comm import Solo
 from ftjob.comm.groups import Wires
 from ftjob.config import build
@@ -255,7 +255,7 @@ def test_chunks_enter_at_once(refill: int, cells: int, max_tokens: int, order: b
     made = list(chunks(rows, window=64, max_tokens=max_tokens, by_length=order, generation=room))
     assert sorted(r.key for c in made for r in c.requests) == sorted(r.key for r in rows)
     for chunk in made:
-        each = [cells_of(r, 3) for r in chunk.requests if isinstance(r, GenerateRequest)]
+        each = [widest(chunk.requests, 3)] * len(chunk.requests)
         assert len(each) <= refill
         assert len(each) == 1 or len(each) * max(each) <= cells
         assert len(each) == 1 or chunk.tokens <= max_tokens
@@ -263,5 +263,8 @@ def test_chunks_enter_at_once(refill: int, cells: int, max_tokens: int, order: b
     assert largest == 1 if refill == 1 or cells == 1 else largest > 1
 
 
-def test_cells_of_a_row() -> None:
-    assert cells_of(GenerateRequest(Row(0, 1, b"", ""), "k", [0] * 5, 7), 3) == 5 + 3 * 7
+def test_the_widest_slot_has_the_longest_prompt_and_the_most_new_tokens() -> None:
+    long, talkative = ([0] * 9, 2), ([0] * 5, 7)
+    rows = [GenerateRequest(Row(0, 1, b"", ""), "k", *row) for row in (long, talkative)]
+    assert [widest([row], 3) for row in rows] == [9 + 3 * 2, 5 + 3 * 7]
+    assert widest(rows, 3) == 9 + 3 * 7

@@ -78,6 +78,10 @@ def test_t5_prints_both_stacks_and_needs_no_weights() -> None:
     stages = [line.split()[:3] for line in done.stdout.splitlines() if line[:1].isdigit()]
     assert stages == [["0", "0-5", "0-5"], ["1", "6-11", "6-11"]]
     assert "rows of 512 + 32 tokens fit a replica" in done.stdout
+    assert "248 MB   10 MB\n" in done.stdout
+    beams = command("model=flan_t5_base", *split, "dataset=demo_en_de", "decode=beam4")
+    assert "rows of 512 + 4 x 32 tokens fit a replica" in beams.stdout
+    assert "248 MB   11.8 MB\n" in beams.stdout
     assert "bubble" not in done.stdout
     refused = command("model=t5_small", "parallel.pipeline=7", "cluster.devices_per_node=7")
     assert refused.returncode == CONFIG_REFUSED

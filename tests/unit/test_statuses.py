@@ -90,9 +90,21 @@ def worked(attempt: int, names: tuple[str, str], **counts: int) -> dict[str, Any
         "attempt": attempt,
         "phases": [{"name": n, "start_s": a, "end_s": b} for n, a, b in spans],
         "devices": [
-            {"spec": {"tensor": i, "pipeline": 0}, "rows": 4, "tokens": 30} | counts for i in (0, 1)
+            {"spec": {"tensor": i, "last": True}, "rows": 4, "tokens": 30} | counts for i in (0, 1)
         ],
     }
+
+
+def test_throughput_is_what_was_answered() -> None:
+    """A stage that gives no answers may be behind, or count steps beyond a row's end."""
+    run = worked(0, ("decode", "decode"))
+    stages = [{"tensor": 0, "pipeline": i, "last": i == 1} for i in (0, 1)]
+    run["devices"] = [
+        {"spec": stages[0], "rows": 3, "tokens": 50},
+        {"spec": stages[1], "rows": 4, "tokens": 40},
+    ]
+    told = throughput([run])
+    assert (told["rows"], told["tokens"]) == (4, 40)
 
 
 def test_throughput_of_scoring_and_of_generation() -> None:
