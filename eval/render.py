@@ -46,10 +46,11 @@ def render_suite(name: str, raw: dict[str, Any]) -> str:
     lines += ["| --- | --- | --- | --- | --- |"]
     for job in (j for j in suite["jobs"] if j["name"] in raw["jobs"]):
         made = raw["jobs"][job["name"]]
+        data = made.get("data", [])
         lines.append(
             f"| {job['name']} | {job['note']} | {_oracle(made)} | `{made['command']}` | "
             f"{made['date']}, commit {made['commit']}, {made['cpu']}, {made['cores']} cores, "
-            f"torch {made['packages']['torch']}{data_sentence(made.get('data', []))} |"
+            f"torch {made['packages']['torch']}{'.' if data else ''}{data_sentence(data)} |"
         )
     return "\n".join(lines) + "\n"
 
