@@ -77,7 +77,7 @@ def main() -> int:
         "quality": "BLEU",
         "peers": [f"{peer} {version(peer.lower())}" for peer in ("CTranslate2", "transformers")],
         "data": [file_facts(file) for file in files],
-        **provenance(command + shlex.join(["", *said[1:]])),
+        **provenance(f"{command} {shlex.join(said[1:])}"),
     }
     paths = [str(file.resolve()) for file in files]
     listed = contenders(given.beams, paths, ours=not given.peers_only)
