@@ -18,10 +18,12 @@ from ftjob.errors import ConfigError
 from ftjob.model.arch import Arch
 
 DTYPE_BYTES = MappingProxyType({"f32": 4, "bf16": 2, "f16": 2})
-# Tokens of a batch: for a replica of one stage, and the least that pipelining makes of it. A CPU
-# is as fast with 512 as with 2048, and 8 % slower with 256 (demo model over LAMBADA).
+# Rows x beams at once, and steps between two looks at which are finished: a look makes a GPU's host
+# wait for the device, on a CPU it costs nothing.
 AUTO_LANES = 256
 AUTO_STOP_EVERY = MappingProxyType({"cpu": 1, "cuda": 4})
+# Tokens of a batch: for a replica of one stage, and the least that pipelining makes of it. A CPU
+# is as fast with 512 as with 2048, and 8 % slower with 256 (demo model over LAMBADA).
 AUTO_TOKENS = MappingProxyType({"cpu": (2048, 512), "cuda": (16384, 2048)})
 
 
