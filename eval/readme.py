@@ -14,8 +14,10 @@ from eval.render import suite_table
 from ftjob.__main__ import COMMANDS
 from ftjob.config import GROUPS
 from ftjob.config.compose import choices
+from ftjob.config.groups import DecodeConfig
 from ftjob.config.keys import render_table
 from ftjob.config.old_names import render_old_names
+from ftjob.config.options import render_options
 from ftjob.errors import EXIT_CODES
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -53,6 +55,7 @@ PARTS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("commands", commands),
     ("groups", groups),
     ("keys", lambda: render_table(GROUPS)),
+    ("options", lambda: render_options(DecodeConfig)),
     ("exit codes", exit_codes),
     ("old names", render_old_names),
 )

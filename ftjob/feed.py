@@ -73,7 +73,7 @@ class Feed:
         while not self.exhausted:
             with self._phases.phase("read"), self._link.keepalive():
                 for row in reader:
-                    key = keys.key(row.content)
+                    row, key = keys.keyed(row)
                     if key in self._unseen:
                         self._unseen.remove(key)
                         continue

@@ -24,6 +24,7 @@ from ftjob.model.arch import Arch, Specials
 from ftjob.model.families import Family, family, family_of
 from ftjob.plan import Machine, Plan, make_plan
 from ftjob.tasks.base import ModelLimits
+from ftjob.tasks.generation import run_options
 from ftjob.tokenizer import Tokenizer, open_tokenizer
 
 
@@ -123,7 +124,7 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
     """Find and check everything the configuration names.
 
     Raises:
-        ConfigError: for an impossible layout.
+        ConfigError: for an impossible layout, or words and ids that the vocabulary has not.
         CheckpointError: for a checkpoint or tokenizer that is absent or does not fit.
     """
     source = open_model(config)
@@ -140,7 +141,10 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
             f"model's vocabulary has {source.arch.vocab}. Name the model's own tokenizer with "
             "model.tokenizer=PATH."
         )
-    return Job(config, source, tokenizer, plan)
+    job = Job(config, source, tokenizer, plan)
+    if config.dataset.generates:
+        run_options(config.decode, tokenizer, job.limits())
+    return job
 
 
 def open_model(config: JobConfig) -> ModelSource:

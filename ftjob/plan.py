@@ -178,7 +178,7 @@ def make_plan(
     generation = None
     if config.dataset.generates:
         slots = _slots(config)
-        workspace += _choosing_bytes(arch, tensor, slots * config.decode.beams, machine.device)
+        workspace += _choosing_bytes(arch, tensor, slots * config.decode.lanes, machine.device)
         generation = _generation(config, machine, devices, slots, workspace)
     return Plan(tensor, pipeline, data, machine, tuple(devices), max_tokens, workspace, generation)
 
@@ -252,7 +252,7 @@ def _slots(config: JobConfig) -> int:
     """Rows that one micro-batch decodes at once; a replica has as many micro-batches as stages."""
     wanted = config.batch.lanes
     lanes = wanted if isinstance(wanted, int) else AUTO_LANES
-    return max(1, lanes // config.decode.beams // config.parallel.pipeline)
+    return max(1, lanes // config.decode.lanes // config.parallel.pipeline)
 
 
 def _choosing_bytes(arch: Arch, tensor: int, lanes: int, device: str) -> int:
@@ -285,7 +285,7 @@ def _generation(
         )
     return Generation(
         slots=slots,
-        beams=config.decode.beams,
+        beams=config.decode.lanes,
         refill=max(1, slots // 4),
         cells=cells,
         stop_every=every if isinstance(every, int) else AUTO_STOP_EVERY[machine.device],

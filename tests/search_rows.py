@@ -14,7 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditional
 
 from ftjob.comm import Comm, Solo
 from ftjob.config.groups import DecodeConfig
-from ftjob.decode.search import Search, make_search
+from ftjob.config.options import RowOptions
+from ftjob.decode.search import Search, SearchRow, make_search
 from ftjob.tasks.base import Generated
 
 CPU = torch.device("cpu")
@@ -28,6 +29,8 @@ class Line:
 
     ids: list[int]
     max_new_tokens: int
+    options: RowOptions | None = None  # the run's
+    draw: int = 0
 
 
 class Oracle:
@@ -62,6 +65,11 @@ class Oracle:
             out = self.model(input_ids=torch.tensor([[*line.ids, *n] for n in new]))
         logits: torch.Tensor = out.logits[:, -1].float()
         return logits
+
+    def row(self, line: Line, decode: DecodeConfig) -> SearchRow:
+        """What a search is told of the row."""
+        context = [0] if self.seq2seq else line.ids
+        return SearchRow(line.max_new_tokens, context, line.options or decode, line.draw)
 
     def logprobs(self, line: Line, new: list[int]) -> list[float]:
         """The log-probability of each new token."""
@@ -126,6 +134,14 @@ def lines(lengths: Sequence[int], limits: Sequence[int], seed: int = 1) -> list[
     ]
 
 
+def own_part(logits: torch.Tensor, group: Comm, spare: int = 0) -> torch.Tensor:
+    """The rank's columns of logits [M, V] padded to a multiple of the group, and `spare` beyond."""
+    columns = -(-logits.shape[1] // group.size) + spare
+    padding = group.size * columns - logits.shape[1]
+    padded = torch.nn.functional.pad(logits, (0, padding), value=-torch.inf)
+    return padded[:, group.rank * columns : (group.rank + 1) * columns].clone()
+
+
 Cut = Callable[[torch.Tensor, Comm], torch.Tensor]
 
 
@@ -155,7 +171,7 @@ def run_slots(
     while waiting or at_work:
         new = [waiting.popleft() for _ in range(min(slots - len(at_work), len(waiting)))]
         if new:
-            search.enter(len(at_work), [rows[i].max_new_tokens for i in new])
+            search.enter(len(at_work), [oracle.row(rows[i], decode) for i in new])
             at_work += [(i, [[] for _ in range(search.beams)]) for i in new]
         logits = torch.cat([oracle.logits(rows[i], beams) for i, beams in at_work])
         chosen = search.advance(cut(logits, group), group)

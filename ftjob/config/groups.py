@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from ftjob.config.keys import POSITIVE, Rule, about, at_least, between, key, keys_of
+from ftjob.config.options import RowOptions, option
 from ftjob.errors import ConfigError
 
 
@@ -162,33 +163,42 @@ class DatasetConfig:
 
 
 @dataclass(frozen=True)
-class DecodeConfig:
-    """How rows are continued, where the task generates."""
+class DecodeConfig(RowOptions):
+    """How rows are continued, where the task generates. What `RowOptions` declares holds for rows
+    that have no such option of their own."""
 
-    beams: int = key(1, "beam width; 1 is greedy", rule=between(1, 64), shapes_answer=True)
-    max_new_tokens: int = key(
+    max_new_tokens: int = option(
         128,
-        "most new tokens of a row, end token included; a row's own max_new_tokens comes first",
+        "most new tokens of a row, end token included",
         rule=at_least(1),
-        shapes_answer=True,
     )
-    length_penalty: float = key(
-        1.0,
-        "hypotheses rank by cum_logprob / length ** length_penalty (beams > 1)",
-        shapes_answer=True,
+    beams: int = option(
+        1, "beam width; 1 takes or draws a token a step", rule=between(1, 64), per_row=False
     )
-    early_stopping: bool | Literal["never"] = key(
+    convention: Literal["hf", "ft"] = option(
+        "hf",
+        "whose rules hold where the two differ: transformers' or FasterTransformer's",
+        per_row=False,
+    )
+    early_stopping: bool | Literal["never"] = option(
         False,
         "stop a row's beams when enough hypotheses are finished (true), when the best open beam is "
         "unlikely to beat them (false), or when it cannot (never)",
-        shapes_answer=True,
+        ft="always true behind an encoder; without one finished beams stay and compete",
+        per_row=False,
     )
-    n_best: int = key(
-        1, "hypotheses to report, at most beams", rule=at_least(1), shapes_answer=True
+    diversity_sign: Literal["ft", "paper"] = option(
+        "ft",
+        "beam_search_diversity_rate x rank is added (ft), or taken off as the paper has it "
+        "(arXiv 1611.08562)",
+        hf="refused with a rate",
+        per_row=False,
     )
-    token_logprobs: bool = key(
-        False, "also report each token's log-probability", shapes_answer=True
-    )
+
+    @property
+    def lanes(self) -> int:
+        """Sequences that are decoded for a row: its beams or its drawn answers."""
+        return max(self.beams, self.num_return_sequences)
 
 
 @dataclass(frozen=True)
@@ -291,7 +301,7 @@ class JobConfig:
                 value: Any = self
                 for part in k.name.split("."):
                     value = getattr(value, part)
-                found[k.name] = value
+                found[k.name] = _plain(value)
         return found
 
 
@@ -301,7 +311,11 @@ GROUPS: Mapping[str, type[Any]] = MappingProxyType(
 
 
 def _plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in items}
+    return {k: _plain(v) for k, v in items}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def check_fields_together(config: JobConfig) -> None:

@@ -15,7 +15,7 @@ import torch
 from ftjob.comm import Comm
 from ftjob.config.groups import DecodeConfig
 from ftjob.decode.logits import top_logprobs
-from ftjob.decode.search import Advance, ends_among, grown, smallest_ties
+from ftjob.decode.search import Advance, SearchRow, ends_among, grown, smallest_ties
 from ftjob.tasks.base import Generated, Hypothesis
 
 # A token and the beam it continues in one number, in the pool below the step as well.
@@ -59,7 +59,7 @@ class BeamSearch:
         self.beams = width = decode.beams
         self._decode = decode
         self._ends = ends
-        self._end_ids = torch.tensor(ends, dtype=torch.int64, device=device)
+        self._end_ids = torch.tensor([ends], dtype=torch.int64, device=device)
         self._vocab = vocab
         self._looks = min(width + 1 + len(ends), vocab)
         self._candidates = min(width * self._looks, (1 + len(ends)) * width + 1)
@@ -79,9 +79,10 @@ class BeamSearch:
         self._pool = torch.zeros((slots, width, figures), device=device)
         self._endings = torch.zeros((slots, width), dtype=torch.int64, device=device)
 
-    def enter(self, first: int, max_new_tokens: Sequence[int]) -> None:
-        """New rows into slots `first`.., each with the most new tokens it may get."""
-        columns = max(max_new_tokens) + 1
+    def enter(self, first: int, rows: Sequence[SearchRow]) -> None:
+        """New rows into slots `first`..."""
+        limits = [row.limit for row in rows]
+        columns = max(limits) + 1
         if columns > self._history.shape[1]:
             self._history = grown(self._history, columns)
             self._logprobs, self._gaps = grown(self._logprobs, columns), grown(self._gaps, columns)
@@ -89,9 +90,9 @@ class BeamSearch:
             lengths = torch.arange(columns + 1, dtype=torch.float64, device=self._gaps.device)
             # within what float32 can divide by, whatever the penalty
             self._powers = lengths.pow(self._decode.length_penalty).clamp(1e-30, 1e30).float()
-        slots = slice(first, first + len(max_new_tokens))
+        slots = slice(first, first + len(rows))
         self._length[slots] = 0
-        self._limit[slots] = torch.tensor(max_new_tokens, device=self._limit.device)
+        self._limit[slots] = torch.tensor(limits, device=self._limit.device)
         self._done[slots] = False
         # all beams start alike: only the first may be continued
         self._open[slots] = -torch.inf

@@ -21,7 +21,7 @@ from ftjob.comm import Pulse
 from ftjob.comm.groups import Wires
 from ftjob.comm.threads import Pipe
 from ftjob.decode.cache import Cache
-from ftjob.decode.search import Advance, make_search
+from ftjob.decode.search import Advance, SearchRow, make_search
 from ftjob.decode.slots import Slot, SlotTable
 from ftjob.job import Job
 from ftjob.model.layers import Kind
@@ -52,15 +52,15 @@ class _MicroBatch:
         arch, decode, room = job.source.arch, job.config.decode, job.plan.generation
         assert room is not None
         ends = job.source.specials.ends
-        self.table = SlotTable(room.slots, decode.beams, room.cells, arch.seq2seq)
+        self.table = SlotTable(room.slots, decode.lanes, room.cells, arch.seq2seq)
         layers = spec.last_layer - spec.first_layer
         self.cache = Cache(
-            arch, layers, job.plan.tensor, room.slots, decode.beams, room.cells, kind
+            arch, layers, job.plan.tensor, room.slots, decode.lanes, room.cells, kind
         )
         self.search = (
             make_search(decode, ends, room.slots, arch.vocab, kind[1]) if spec.last else None
         )
-        self.tokens = torch.zeros(room.slots, decode.beams, dtype=torch.int64, device=kind[1])
+        self.tokens = torch.zeros(room.slots, decode.lanes, dtype=torch.int64, device=kind[1])
         self.turn = self.stepped = self.steps = self.keys = 0
         self.chosen: Advance | None = None
         self.entry: Entry | None = None
@@ -170,12 +170,12 @@ class Generator:
         entry = Entry(first, torch.tensor(ids, dtype=torch.int64, device=self._device), lengths)
         batch.cache.reserve(*batch.table.room)
         batch.cache.enter(first, lengths)
-        begins = [slot.request.ids[-1] if self._start is None else self._start for slot in rows]
+        begins = [SearchRow.of(slot.request, self._start).context[-1] for slot in rows]
         batch.tokens[first : first + len(rows)] = torch.tensor(
             begins, device=self._device
         ).unsqueeze(1)
         if batch.search is not None:
-            batch.search.enter(first, [slot.request.max_new_tokens for slot in rows])
+            batch.search.enter(first, [SearchRow.of(s.request, self._start) for s in rows])
         batch.entry = entry
         if not ids:  # prompts of one token
             return

@@ -6,10 +6,13 @@ summary goes into results.json. Never imports torch, so that reports build witho
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+from ftjob.config.options import DEFAULTS, RowOptions
 
 
 class Encoder(Protocol):
@@ -28,7 +31,8 @@ class Row:
 
     `index` counts rows from 0, `line` is where a person finds it in the file, from 1. `content`
     is what the key hashes: the text, or a malformed row's raw bytes. `target` is a reference, for
-    tasks that compare with one; `max_new_tokens` is the row's own, where it has one.
+    tasks that compare with one; `max_new_tokens` is the row's own, where it has one; `occurrence`
+    counts the rows before it with the same content.
     """
 
     index: int
@@ -39,6 +43,7 @@ class Row:
     id: str | None = None
     target: str | None = None
     max_new_tokens: int | None = None
+    occurrence: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,25 @@ class Scored:
 @dataclass(frozen=True)
 class GenerateRequest:
     """A row to be continued. `ids` are the prompt or, for an encoder-decoder model, the source
-    with its end token; at least one. `cut_tokens` of the source were left off to fit."""
+    with its end token; at least one. `cut_tokens` of the source were left off to fit. The words of
+    its options are ids."""
 
     row: Row
     key: str
     ids: list[int]
     max_new_tokens: int
     cut_tokens: int = 0
+    options: RowOptions = DEFAULTS
+
+    @property
+    def draw(self) -> int:
+        """What random draws depend on besides the seed: a hash of the row's content and of which
+        of equal rows it is, as a signed word of 64 bits."""
+        whole = self.row.content + self.row.occurrence.to_bytes(8, "little")
+        return int.from_bytes(hashlib.sha256(whole).digest()[:8], "little", signed=True)
+
+
+FinishReason = Literal["eos", "stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,7 @@ class Hypothesis:
     ids: list[int]
     score: float
     cum_logprob: float
-    finish_reason: Literal["eos", "length"]
+    finish_reason: FinishReason
     logprobs: list[float] | None = None
 
 
@@ -218,10 +235,23 @@ class KeyMaker:
         self._identity = identity.encode()
         self._seen: dict[bytes, int] = {}
 
+    def keyed(self, row: Row) -> tuple[Row, str]:
+        """A row with its occurrence, and its key; to be called for each row in order."""
+        digest, occurrence = self._count(row.content)
+        if occurrence:
+            row = dataclasses.replace(row, occurrence=occurrence)
+        return row, self._hash(digest, occurrence)
+
     def key(self, content: bytes) -> str:
         """The key of the next row with this content: 32 hex digits."""
+        return self._hash(*self._count(content))
+
+    def _count(self, content: bytes) -> tuple[bytes, int]:
         digest = hashlib.sha256(content).digest()[:16]
         occurrence = self._seen.get(digest, 0)
         self._seen[digest] = occurrence + 1
+        return digest, occurrence
+
+    def _hash(self, digest: bytes, occurrence: int) -> str:
         whole = hashlib.sha256(self._identity + digest + occurrence.to_bytes(8, "little"))
         return whole.hexdigest()[:32]

@@ -9,7 +9,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftjob.config.groups import DecodeConfig
-from ftjob.tasks.base import Encoder, Generated, Hypothesis, ModelLimits
+from ftjob.config.options import RowOptions, id_problem
+from ftjob.errors import ConfigError
+from ftjob.tasks.base import Encoder, Generated, GenerateRequest, Hypothesis, ModelLimits
+
+
+def run_options(decode: DecodeConfig, encoder: Encoder, limits: ModelLimits) -> RowOptions:
+    """The run's options for rows without their own, words as ids.
+
+    Raises:
+        ConfigError: for a word without tokens, or an id that the vocabulary has not.
+    """
+    try:
+        options = decode.with_ids(encoder.encode)
+        problem = id_problem(options, limits.vocab)
+    except ValueError as error:
+        problem = str(error)
+    if problem is None and options.prompt_logprob and limits.seq2seq:
+        problem = "prompt_logprob=true: behind an encoder there is no prompt"
+    if problem is not None:
+        raise ConfigError(f"decode.{problem}.")
+    return options
 
 
 def misfit(ids: Sequence[int], max_new_tokens: int, beams: int, limits: ModelLimits) -> str | None:
@@ -28,7 +48,9 @@ def misfit(ids: Sequence[int], max_new_tokens: int, beams: int, limits: ModelLim
     return None
 
 
-def answer_fields(answer: Generated, encoder: Encoder, decode: DecodeConfig) -> dict[str, Any]:
+def answer_fields(
+    request: GenerateRequest, answer: Generated, encoder: Encoder, decode: DecodeConfig
+) -> dict[str, Any]:
     """The record's part that says what was generated: the best hypothesis, and `hypotheses` where
     several were asked for. `score`, by which hypotheses rank, is there with beams alone."""
     best = answer.hypotheses[0]
@@ -43,7 +65,7 @@ def answer_fields(answer: Generated, encoder: Encoder, decode: DecodeConfig) -> 
         fields["score"] = best.score
     if best.logprobs is not None:
         fields["token_logprobs"] = best.logprobs
-    if decode.n_best > 1:
+    if request.options.n_best > 1 or request.options.num_return_sequences > 1:
         fields["hypotheses"] = [
             {
                 "output": _text(h, encoder),
