@@ -187,12 +187,22 @@ def no_repeat_ngram(size: int, device: torch.device) -> Edit:
 
 
 class StopWords:
-    """Whether the last tokens of a lane are one of its row's stop words."""
+    """Whether tokens are the last of one of their row's stop words."""
 
     def __init__(self, words: Sequence[Sequence[Sequence[int]]], device: torch.device) -> None:
         self._table = WordTable(words, device)
 
-    def __call__(self, rows: torch.Tensor, history: History) -> torch.Tensor:
-        """For the lanes of slots `rows` [R]: bool [R, W]."""
-        tail = history.tail(rows, self._table.length)
+    def __call__(
+        self,
+        rows: torch.Tensor,
+        history: History,
+        ids: torch.Tensor,
+        parents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """For tokens ids [R, C] of slots `rows` [R], each behind the history of the lane `parents`
+        [R, C], or else of its own: bool [R, C]."""
+        before = history.tail(rows, self._table.length - 1)  # [R, W, L - 1]
+        if parents is not None:
+            before = before.gather(1, parents.unsqueeze(2).expand(-1, -1, before.shape[2]))
+        tail = torch.cat((before, ids.unsqueeze(2)), dim=2)
         return self._table.fit(tail, self._table.ids).any(dim=2)

@@ -58,7 +58,9 @@ class _MicroBatch:
             arch, layers, job.plan.tensor, room.slots, decode.lanes, room.cells, kind
         )
         self.search = (
-            make_search(decode, ends, room.slots, arch.vocab, kind[1]) if spec.last else None
+            make_search(decode, ends, room.slots, arch.vocab, kind[1], arch.seq2seq)
+            if spec.last
+            else None
         )
         self.tokens = torch.zeros(room.slots, decode.lanes, dtype=torch.int64, device=kind[1])
         self.turn = self.stepped = self.steps = self.keys = 0

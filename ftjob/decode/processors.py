@@ -18,7 +18,8 @@ from ftjob.config.options import RowOptions
 from ftjob.decode import edits
 from ftjob.decode.history import History
 from ftjob.decode.logits import log_norm
-from ftjob.decode.search import SearchRow
+from ftjob.decode.search import SearchRow, ends_among
+from ftjob.tasks.base import FinishReason
 
 # An end id that no token is.
 NO_END = -1
@@ -57,25 +58,25 @@ class Processors:
         self._ft = decode.convention == "ft"
         self._beams = decode.beams > 1
         self._default, self._width, self._device = ends, decode.lanes, device
-        self.options = [RowOptions()] * slots
+        self.rows = [SearchRow(0)] * slots
         self.ends = torch.full((slots, max(1, len(ends))), NO_END, device=device)
         self._history = History(slots, self._width, device)
         self._steps: dict[int, _Step] = {}
 
     def ends_of(self, slot: int) -> tuple[int, ...]:
         """The ids that end the row in a slot."""
-        own = self.options[slot].ends
+        own = self.rows[slot].options.ends
         return self._default if own is None else own
 
     def enter(self, first: int, rows: Sequence[SearchRow]) -> None:
         """New rows into slots `first`..."""
         self._steps.clear()
         slots = slice(first, first + len(rows))
-        self.options[slots] = [row.options for row in rows]
+        self.rows[slots] = rows
         every = [self.ends_of(slot) for slot in range(first, first + len(rows))]
         most = max(map(len, every))
         if most > self.ends.shape[1]:
-            larger = self.ends.new_full((len(self.options), most), NO_END)
+            larger = self.ends.new_full((len(self.rows), most), NO_END)
             larger[:, : self.ends.shape[1]] = self.ends
             self.ends = larger
         padded = [[*ids, *[NO_END] * (self.ends.shape[1] - len(ids))] for ids in every]
@@ -86,7 +87,7 @@ class Processors:
     def move(self, source: int, target: int) -> None:
         """Copy what is kept of one slot over another."""
         self._steps.clear()
-        self.options[target] = self.options[source]
+        self.rows[target] = self.rows[source]
         self.ends[target] = self.ends[source]
         self._history.move(source, target)
 
@@ -115,18 +116,33 @@ class Processors:
                 scores[where.index] = part
         return touched
 
-    def follow(self, ids: torch.Tensor, parents: torch.Tensor | None = None) -> torch.Tensor | None:
-        """The lanes go on with ids [n, W], each behind its parent [n, W] or itself. Gives which of
-        them end with a stop word now, bool [n, W]; None where no row has any."""
-        step = self._step(len(ids))
-        if step.follows:
+    def ending(self, ids: torch.Tensor, parents: torch.Tensor | None = None) -> torch.Tensor:
+        """Which tokens ids [n, C] end a row, being end ids or the last of stop words, each behind
+        its parent [n, C] or, [n, W], its own lane: bool [n, C]. To be asked before `follow`."""
+        n = len(ids)
+        ends = ends_among(ids, self.ends[:n])
+        step = self._step(n)
+        if step.stops is not None:
+            words, where = step.stops
+            behind = None if parents is None else parents[where.index]
+            ends[where.index] |= words(where.index, self._history, ids[where.index], behind)
+        return ends
+
+    def follow(self, ids: torch.Tensor, parents: torch.Tensor | None = None) -> None:
+        """The lanes go on with ids [n, W], each behind its parent [n, W] or itself."""
+        if self._step(len(ids)).follows:
             self._history.append(ids, parents)
-        if step.stops is None:
-            return None
-        words, where = step.stops
-        stopped = torch.zeros(ids.shape, dtype=torch.bool, device=self._device)
-        stopped[where.index] = words(where.index, self._history)
-        return stopped
+
+    def reason(self, slot: int, ids: Sequence[int]) -> FinishReason:
+        """How an answer of the row in a slot ended."""
+        if ids[-1] in self.ends_of(slot):
+            return "eos"
+        row = self.rows[slot]
+        for word in row.options.stops:
+            behind = [*row.context[-len(word) :], *ids][-len(word) :]
+            if tuple(behind) == word:
+                return "stop"
+        return "length"
 
     def _step(self, n: int) -> _Step:
         if n not in self._steps:
@@ -134,11 +150,11 @@ class Processors:
         return self._steps[n]
 
     def _rows(self, n: int, test: Callable[[RowOptions], object]) -> list[int]:
-        return [slot for slot in range(n) if test(self.options[slot])]
+        return [slot for slot in range(n) if test(self.rows[slot].options)]
 
     def _plan(self, n: int) -> _Step:
         """The edits of a step over n slots, in order."""
-        held, device = self.options, self._device
+        held, device = [row.options for row in self.rows[:n]], self._device
         found: list[tuple[edits.Edit, list[int]]] = []
 
         def add(
@@ -166,7 +182,7 @@ class Processors:
             lambda o: o.frequency_penalty,
             lambda some: edits.frequency([o.frequency_penalty for o in some], device),
         )
-        for size in sorted({o.no_repeat_ngram for o in held[:n]} - {0}):
+        for size in sorted({o.no_repeat_ngram for o in held} - {0}):
             add(
                 lambda o, size=size: o.no_repeat_ngram == size,  # type: ignore[misc]
                 lambda some, size=size: edits.no_repeat_ngram(size, device),  # type: ignore[misc]
@@ -198,7 +214,7 @@ class Processors:
 
     def _bad(self, slot: int) -> list[tuple[int, ...]]:
         """A row's bad words, without those that its convention does not ban."""
-        ends, words = self.ends_of(slot), self.options[slot].bad
+        ends, words = self.ends_of(slot), self.rows[slot].options.bad
         if self._ft:
             return [word for word in words if word[-1] != 0]
         return [word for word in words if not (len(word) == 1 and word[0] in ends)]

@@ -20,8 +20,8 @@ from ftjob.decode import choose
 from ftjob.decode.choose import Choice, Draws
 from ftjob.decode.draws import uniform
 from ftjob.decode.processors import Processors
-from ftjob.decode.search import Advance, SearchRow, ends_among, grown, smallest_ties
-from ftjob.tasks.base import FinishReason, Generated, Hypothesis
+from ftjob.decode.search import Advance, SearchRow, grown, smallest_ties
+from ftjob.tasks.base import Generated, Hypothesis
 
 # What is kept of a token: its log-probability, the one shown with it, the decision's gap.
 FIGURES = 3
@@ -64,7 +64,6 @@ class Sampling:
         self._length = torch.zeros((slots, width), dtype=torch.int64, device=device)
         self._limit = torch.zeros((slots, 1), dtype=torch.int64, device=device)
         self._done = torch.ones((slots, width), dtype=torch.bool, device=device)
-        self._stopped = torch.zeros_like(self._done)
         # One column more than there are tokens: there a finished lane's steps go to waste.
         self._ids = torch.zeros((slots, 1, width), dtype=torch.int64, device=device)
         self._figures = torch.zeros((slots, 1, width, FIGURES), device=device)
@@ -88,7 +87,6 @@ class Sampling:
         self._limit[slots, 0] = torch.tensor([row.limit for row in rows], device=self._device)
         asked = torch.tensor([[o.num_return_sequences] for o in options], device=self._device)
         self._done[slots] = self._lanes[slots] >= asked
-        self._stopped[slots] = False
         whole = [
             [o.top_k, o.seed, row.draw, -1 if o.top_p_reset is None else o.top_p_reset]
             for o, row in zip(options, rows, strict=True)
@@ -103,7 +101,7 @@ class Sampling:
         self._plans.clear()
         self._processors.move(source, target)
         for state in (
-            *(self._length, self._limit, self._done, self._stopped, self._ids),
+            *(self._length, self._limit, self._done, self._ids),
             *(self._figures, self._whole, self._shares, self._p),
         ):
             state[target] = state[source]
@@ -119,18 +117,15 @@ class Sampling:
         self._figures[rows, at, lanes] = choice.figures.view(n, self.beams, FIGURES)
         before = self._done[:n]
         length = at + ~before
-        done = before | ends_among(ids, self._processors.ends[:n]) | (length >= self._limit[:n])
-        stopped = self._processors.follow(ids)
-        if stopped is not None:
-            self._stopped[:n] |= stopped & ~before
-            done = done | stopped
+        done = before | self._processors.ending(ids) | (length >= self._limit[:n])
+        self._processors.follow(ids)
         self._decay(n, ids)
         self._length[:n], self._done[:n] = length, done
         return Advance(ids, self._lanes[:n], done.all(dim=1))
 
     def _decay(self, n: int, ids: torch.Tensor) -> None:
         """top_p after a token (Lee et al. 2022, arXiv 2206.04624, section 3.2)."""
-        if any(o.top_p_decay != 1 for o in self._processors.options[:n]):
+        if any(row.options.top_p_decay != 1 for row in self._processors.rows[:n]):
             first, decay, least = self._shares[:n].unsqueeze(1).unbind(dim=2)  # each [n, 1]
             now = torch.maximum(self._p[:n] * decay, least).where(decay != 1, self._p[:n])
             self._p[:n] = first.where(ids == self._whole[:n, 3:], now)
@@ -171,7 +166,7 @@ class Sampling:
 
     def _plan(self, n: int) -> list[_Lanes]:
         """The lanes of slots 0..n-1 by how they choose."""
-        options = self._processors.options[:n]
+        options = [row.options for row in self._processors.rows[:n]]
         kinds: dict[str, list[int]] = {}
         for slot, own in enumerate(options):
             first = slot * self.beams
@@ -189,7 +184,7 @@ class Sampling:
     def harvest(self, slot: int) -> Generated:
         """The hypotheses of a finished row, one a drawn answer in order; their score is their
         cum_logprob."""
-        options = self._processors.options[slot]
+        options = self._processors.rows[slot].options
         count = options.num_return_sequences
         found: list[Hypothesis] = []
         gaps: list[tuple[int, float]] = []
@@ -199,14 +194,10 @@ class Sampling:
             figures = self._figures[slot, :length, lane].tolist()
             total = math.fsum(logprob for logprob, _, _ in figures)
             shown = [logprob for _, logprob, _ in figures] if options.token_logprobs else None
-            found.append(Hypothesis(ids, total, total, self._reason(slot, lane, ids), shown))
+            reason = self._processors.reason(slot, ids)
+            found.append(Hypothesis(ids, total, total, reason, shown))
             gaps += [(at, gap) for at, (_, _, gap) in enumerate(figures)]
         return Generated(found, smallest_ties(gaps))
-
-    def _reason(self, slot: int, lane: int, ids: list[int]) -> FinishReason:
-        if ids[-1] in self._processors.ends_of(slot):
-            return "eos"
-        return "stop" if bool(self._stopped[slot, lane]) else "length"
 
 
 def _kind(options: RowOptions) -> str:

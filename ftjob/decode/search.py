@@ -73,16 +73,25 @@ class Search(Protocol):
 
 
 def make_search(
-    decode: DecodeConfig, ends: tuple[int, ...], slots: int, vocab: int, device: torch.device
+    decode: DecodeConfig,
+    ends: tuple[int, ...],
+    slots: int,
+    vocab: int,
+    device: torch.device,
+    seq2seq: bool = False,
 ) -> Search:
     """The search that `decode` asks for, over `slots` empty slots. A row ends with one of the ids
-    `ends`, if there are any; `vocab` counts the true ids, without padding."""
-    # imported here because both need Advance
+    `ends`, if there are any, or of its own; `vocab` counts the true ids, without padding. Of beams
+    FasterTransformer has other rules where there is no encoder (`seq2seq`)."""
+    # imported here because all need Advance
     from ftjob.decode.beam import BeamSearch
+    from ftjob.decode.competing import CompetingBeams
     from ftjob.decode.sampling import Sampling
 
     if decode.beams == 1:
         return Sampling(decode, ends, slots, vocab, device)
+    if decode.convention == "ft" and not seq2seq:
+        return CompetingBeams(decode, ends, slots, vocab, device)
     return BeamSearch(decode, ends, slots, vocab, device)
 
 

@@ -130,6 +130,35 @@ def test_draws_over_a_group(ways: int, convention: Any) -> None:
         close(ours, wanted)
 
 
+@WAYS
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+@pytest.mark.parametrize("convention", ["hf", "ft"])
+def test_beams_with_options_over_a_group(ways: int, convention: Any, kind: str) -> None:
+    rate = 0.3 if convention == "ft" else 0.0
+    options = [
+        RowOptions(n_best=3, repetition_penalty=1.4, beam_search_diversity_rate=rate),
+        RowOptions(length_penalty=0.3, stop_words=((4,), (13, 5)), no_repeat_ngram=2),
+        RowOptions(n_best=2, bad_words=((3,), (7,)), min_length=4),
+        RowOptions(n_best=3, token_logprobs=True),
+    ]
+    decode = DecodeConfig(convention=convention, beams=3)
+    rows = [
+        dataclasses.replace(line, options=own)
+        for line, own in zip(lines([3, 5, 4, 9], [9, 12, 7, 10]), options, strict=True)
+    ]
+    oracles = [Oracle(kind, (7, 11), 1.0) for _ in range(ways)]
+
+    def answers(group: Comm) -> list[Generated]:
+        oracle = oracles[group.rank]
+        return run_slots(oracle, rows, decode, slots=3, group=group, cut=own_part)
+
+    whole = run_slots(oracles[0], rows, decode, slots=3)
+    first, *others = run_group(ways, answers)
+    assert all(other == first for other in others)
+    for ours, wanted in zip(first, whole, strict=True):
+        close(ours, wanted)
+
+
 def close(ours: Generated, wanted: Generated) -> None:
     """The same answer but for the rounding of its figures."""
     assert [h.ids for h in ours.hypotheses] == [h.ids for h in wanted.hypotheses]

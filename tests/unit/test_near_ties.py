@@ -36,7 +36,7 @@ def answer(
     """The answer to a row of that many steps at most, its logits at each step by lane."""
     config = DecodeConfig(beams=len(steps[0]), **decode)
     search = make_search(config, ends, 1, V, CPU)
-    search.enter(0, [SearchRow(len(steps))])
+    search.enter(0, [SearchRow(len(steps), options=config)])
     for lanes in steps:
         if bool(search.advance(logits_of(lanes), Solo()).finished[0]):
             break
@@ -224,7 +224,7 @@ class Table:
     ) -> tuple[list[Generated], list[list[Any]]]:
         """Each row's answer, and after each step its open beams and whether it is finished."""
         search = make_search(decode, ends, self.rows, self.vocab, CPU)
-        search.enter(0, [SearchRow(limit)] * self.rows)
+        search.enter(0, [SearchRow(limit, options=decode)] * self.rows)
         logits = self.logits + noise * self.noise
         place = torch.arange(self.rows).unsqueeze(1)
         last = torch.full((self.rows, search.beams), self.vocab)

@@ -87,7 +87,7 @@ class Lanes:
         shape = (len(self.options) * self.width, VOCAB)
         return torch.randn(shape, generator=self.generator) * 3
 
-    def step(self) -> torch.Tensor:
+    def step(self) -> None:
         """Random tokens, behind random parents."""
         n = len(self.options)
         ids = self.draw(n * self.width).view(n, self.width)
@@ -96,8 +96,7 @@ class Lanes:
             [[*lanes[p], t] for p, t in zip(some.tolist(), own.tolist(), strict=True)]
             for lanes, some, own in zip(self.held, parents, ids, strict=True)
         ]
-        stopped = self.ours.follow(ids, parents)
-        return torch.zeros_like(ids).bool() if stopped is None else stopped
+        self.ours.follow(ids, parents)
 
     def check(self, logits: torch.Tensor, found: torch.Tensor, log: bool = False) -> None:
         for i, options in enumerate(self.options):
@@ -193,14 +192,25 @@ def test_stop_words_span_steps_and_the_prompts_edge() -> None:
     )
     seen = []
     for ids in ([[9, 1], [5, 5], [9, 8]], [[1, 2], [1, 2], [9, 9]], [[2, 3], [3, 3], [5, 1]]):
-        stopped = ours.follow(torch.tensor(ids))
-        assert stopped is not None
-        seen.append(stopped.tolist())
+        seen.append(ours.ending(torch.tensor(ids)).tolist())
+        ours.follow(torch.tensor(ids))
     assert seen == [
         [[True, False], [False, False], [False, False]],
         [[False, False], [False, False], [False, True]],
         [[False, True], [False, False], [True, False]],
     ]
+
+
+def test_stop_words_behind_other_lanes() -> None:
+    """Candidates of beams: each token behind the lane it continues."""
+    ours = Processors(DecodeConfig(beams=2), ENDS, 1, CPU)
+    ours.enter(0, [SearchRow(9, [4], RowOptions(stop_words=((4, 1, 2), (3,))))])
+    ours.follow(torch.tensor([[1, 5]]), torch.tensor([[0, 0]]))
+    ids, parents = torch.tensor([[2, 2, 3, 3, 7, 1]]), torch.tensor([[0, 1, 0, 1, 0, 1]])
+    assert ours.ending(ids, parents).tolist() == [[True, False, True, True, True, False]]
+    assert ours.reason(0, [1, 2]) == "stop"
+    assert ours.reason(0, [5, 2]) == "length"
+    assert ours.reason(0, [5, 7]) == "eos"
 
 
 @pytest.mark.parametrize("convention", ["hf", "ft"])
@@ -212,5 +222,6 @@ def test_no_step_waits_for_a_device(convention: Any) -> None:
     ours.enter(0, [SearchRow(5, [1, 2, 3], o) for o in [*OPTIONS[1:], *stops]])
     for n in (len(OPTIONS), 2):
         ours.apply(torch.empty(n, VOCAB, device=meta), Solo())
+        ours.ending(torch.empty(n, 1, dtype=torch.int64, device=meta))
         ours.follow(torch.empty(n, 1, dtype=torch.int64, device=meta))
     ours.move(3, 0)

@@ -134,8 +134,9 @@ def test_wide_beams() -> None:
 
 
 def test_more_beams_than_tokens_give_each_continuation_once() -> None:
-    search = make_search(DecodeConfig(beams=8, n_best=8), (2,), 1, 3, CPU)
-    search.enter(0, [SearchRow(3)])
+    decode = DecodeConfig(beams=8, n_best=8)
+    search = make_search(decode, (2,), 1, 3, CPU)
+    search.enter(0, [SearchRow(3, options=decode)])
     logits = torch.tensor([0.5, 0.2, 0.1]).repeat(8, 1)
     while not bool(search.advance(logits.clone(), Solo()).finished[0]):
         pass
@@ -143,7 +144,7 @@ def test_more_beams_than_tokens_give_each_continuation_once() -> None:
     found = [tuple(h.ids) for h in answer.hypotheses]
     assert len(set(found)) == len(found) == 8
     assert all(h.cum_logprob > -20 for h in answer.hypotheses)
-    search.enter(0, [SearchRow(1)])
+    search.enter(0, [SearchRow(1, options=decode)])
     search.advance(logits.clone(), Solo())
     assert [h.ids for h in search.harvest(0).hypotheses] == [[0], [1], [2]]
     assert search.harvest(0).near_ties == []

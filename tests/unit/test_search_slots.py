@@ -42,8 +42,9 @@ def test_a_finished_slot_stays_as_it_is(beams: int) -> None:
     def logits(n: int) -> torch.Tensor:
         return torch.randn(n * beams, VOCAB, generator=generator) * 3
 
-    search = make_search(DecodeConfig(beams=beams, n_best=beams), ENDS, 3, VOCAB, CPU)
-    search.enter(0, [SearchRow(2), SearchRow(6)])
+    decode = DecodeConfig(beams=beams, n_best=beams)
+    search = make_search(decode, ENDS, 3, VOCAB, CPU)
+    search.enter(0, [SearchRow(2, options=decode), SearchRow(6, options=decode)])
     for _ in range(2):
         chosen = search.advance(logits(2), Solo())
     assert chosen.finished.tolist()[0]
