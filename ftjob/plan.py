@@ -18,12 +18,12 @@ from ftjob.errors import ConfigError
 from ftjob.model.arch import Arch
 
 DTYPE_BYTES = MappingProxyType({"f32": 4, "bf16": 2, "f16": 2})
-# Rows x beams at once, and steps between two looks at which are finished: a look makes a GPU's host
-# wait for the device, on a CPU it costs nothing.
+# Rows x beams at once. Steps between looks at which are finished: one makes a GPU's host wait.
 AUTO_LANES = 256
+# Share of the rows that enter together: fewer products on a CPU, fuller ones on a GPU.
+AUTO_REFILL = MappingProxyType({"cpu": 2, "cuda": 4})
 AUTO_STOP_EVERY = MappingProxyType({"cpu": 1, "cuda": 4})
-# Tokens of a batch: for a replica of one stage, and the least that pipelining makes of it. A CPU
-# is as fast with 512 as with 2048, and 8 % slower with 256 (demo model over LAMBADA).
+# Tokens of a batch: for a replica of one stage, and the least that pipelining makes of it.
 AUTO_TOKENS = MappingProxyType({"cpu": (2048, 512), "cuda": (16384, 2048)})
 
 
@@ -286,7 +286,7 @@ def _generation(
     return Generation(
         slots=slots,
         beams=config.decode.beams,
-        refill=max(1, slots // 4),
+        refill=max(1, slots // AUTO_REFILL[machine.device]),
         cells=cells,
         stop_every=every if isinstance(every, int) else AUTO_STOP_EVERY[machine.device],
     )
