@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ftjob.plan import Generation
+from ftjob.plan_generation import Generation
 from ftjob.tasks.base import GenerateRequest, Request
 
 
