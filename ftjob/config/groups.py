@@ -128,7 +128,12 @@ class DatasetConfig:
     target_column: str | None = key(
         "target", "column that holds the reference translation; null is none, so no score"
     )
-    prefix: str = key("", "text put before every source", shapes_answer=True)
+    prefix: str | None = key(
+        None,
+        "text put before every source; null is what the checkpoint's config.json states for pair, "
+        "else none",
+        shapes_answer=True,
+    )
     max_source_tokens: int | None = key(
         None,
         "longest source in tokens, prefix and end token included; null is what the model allows",
