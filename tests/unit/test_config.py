@@ -302,7 +302,7 @@ def test_the_shipped_t5_translates_behind_the_prefix() -> None:
         changed = compose(["model=demo_t5", f"dataset={name}", "decode.max_new_tokens=9"])
         assert changed.decode.max_new_tokens == 9
     own = compose(["dataset=translation", "dataset.path=a.en", "dataset.target_path=a.de"])
-    assert (own.dataset.prefix, own.dataset.task) == ("", "translation")
+    assert (own.dataset.prefix, own.dataset.task) == (None, "translation")
 
 
 def test_config_dir_adds_choices(tmp_path: Path) -> None:
