@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ftjob.batching import Chunk, widest
-from ftjob.tasks.base import GenerateRequest
+from ftjob.plan_generation import Generation
+from ftjob.tasks.base import GenerateRequest, Request
 
 
 @dataclass
@@ -60,8 +61,8 @@ class Books:
     """The rows of one micro-batch: `cohorts` at work, their rows one after the other, and the one
     that is `entering` and joins behind them at the next turn."""
 
-    def __init__(self, slots: int, beams: int, cells: int, seq2seq: bool) -> None:
-        self._slots, self._beams, self._cells, self._seq2seq = slots, beams, cells, seq2seq
+    def __init__(self, room: Generation, seq2seq: bool) -> None:
+        self._room, self._seq2seq = room, seq2seq
         self.cohorts: list[Cohort] = []
         self.entering: Cohort | None = None
 
@@ -73,7 +74,7 @@ class Books:
     @property
     def free(self) -> int:
         """Rows that may still enter, as far as their number goes."""
-        return self._slots - sum(len(c.rows) for c in self._held)
+        return self._room.slots - sum(len(c.rows) for c in self._held)
 
     @property
     def idle(self) -> bool:
@@ -90,8 +91,12 @@ class Books:
         if self.free < len(chunk.requests):
             return False
         used = sum(c.entered * c.cells for c in self._held)
-        wanted = len(chunk.requests) * widest(chunk.requests, self._beams)
-        return not used or used + wanted <= self._cells
+        wanted = len(chunk.requests) * self._columns(chunk.requests)
+        every = self._room.cells + self._room.slots * self._room.overrun
+        return not used or used + wanted <= every
+
+    def _columns(self, rows: Sequence[Request]) -> int:
+        return widest(rows, self._room.beams) + self._room.overrun
 
     def enter(self, chunk: Chunk) -> Cohort:
         """Make a cohort of the chunk, longest rows first."""
@@ -100,8 +105,8 @@ class Books:
         rows.sort(key=lambda r: -len(r.ids))
         longest = len(rows[0].ids)
         prefix, source = (0, longest) if self._seq2seq else (longest - 1, 0)
-        cells = widest(rows, self._beams)
-        self.entering = Cohort(chunk.sequence, self._beams, rows, len(rows), prefix, source, cells)
+        beams, cells = self._room.beams, self._columns(rows)
+        self.entering = Cohort(chunk.sequence, beams, rows, len(rows), prefix, source, cells)
         return self.entering
 
     def activate(self) -> None:

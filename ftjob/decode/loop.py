@@ -53,7 +53,7 @@ class _MicroBatch:
         arch, decode, room = job.source.arch, job.config.decode, job.plan.generation
         assert room is not None
         ends = job.source.specials.ends
-        self.books = Books(room.slots, decode.beams, room.cells, arch.seq2seq)
+        self.books = Books(room, arch.seq2seq)
         self.caches: list[Cache] = []
         self.search = (
             make_search(decode, ends, room.slots, arch.vocab, kind[1]) if spec.last else None

@@ -19,6 +19,7 @@ from ftjob.decode.cache import Cache
 from ftjob.decode.cohorts import Books, Cohort
 from ftjob.model.arch import Arch
 from ftjob.model.attention import StepView
+from ftjob.plan_generation import Generation
 from ftjob.tasks.base import GenerateRequest, Row
 
 SIZE, LAYERS = 2, 2
@@ -68,7 +69,7 @@ class Model:
 
     def __post_init__(self) -> None:
         """Enter: prompts or sources are put into every layer."""
-        self.books = Books(99, self.beams, 1 << 30, self.seq2seq)
+        self.books = Books(Generation(99, self.beams, 99, 1 << 30, 1, 0), self.seq2seq)
         extra = 0 if self.seq2seq else 1  # the first step's
         requests = tuple(
             GenerateRequest(Row(i, i + 1, b"", ""), str(i), [0] * (n + extra), self.new)

@@ -8,6 +8,7 @@ import pytest
 
 from ftjob.batching import Chunk
 from ftjob.decode.cohorts import Books
+from ftjob.plan_generation import Generation
 from ftjob.tasks.base import GenerateRequest, Row
 
 AMPLE = 10**9
@@ -23,6 +24,10 @@ def chunk(sequence: int, *sizes: tuple[int, int]) -> Chunk:
     return Chunk(sequence, tuple(rows))
 
 
+def books_of(slots: int, beams: int, cells: int, seq2seq: bool, stop_every: int = 1) -> Books:
+    return Books(Generation(slots, beams, slots, cells, stop_every, 0), seq2seq)
+
+
 def keys_of(books: Books) -> list[str]:
     return [request.key for cohort in books.cohorts for request in cohort.rows]
 
@@ -33,7 +38,7 @@ def test_moves_close_every_gap(seed: int) -> None:
     the order changes: after each turn both hold just the rows that the books say."""
     made = random.Random(seed)
     slots = made.randint(1, 12)
-    books = Books(slots, 2, AMPLE, seq2seq=bool(seed % 2))
+    books = books_of(slots, 2, AMPLE, seq2seq=bool(seed % 2))
     memory: dict[int, list[str]] = {}
     line: list[str] = []
     waiting, left = 60, []
@@ -80,7 +85,7 @@ def test_moves_close_every_gap(seed: int) -> None:
 
 
 def test_the_last_rows_of_a_cohort_fill_its_gaps() -> None:
-    books = Books(9, 1, AMPLE, seq2seq=True)
+    books = books_of(9, 1, AMPLE, seq2seq=True)
     for sequence in range(2):
         books.enter(chunk(sequence, *[(3, 5)] * 4))
         books.activate()
@@ -91,7 +96,7 @@ def test_the_last_rows_of_a_cohort_fill_its_gaps() -> None:
 
 
 def test_longest_rows_enter_first_and_equal_ones_in_order() -> None:
-    books = Books(8, 1, AMPLE, seq2seq=False)
+    books = books_of(8, 1, AMPLE, seq2seq=False)
     cohort = books.enter(chunk(0, (2, 1), (7, 1), (2, 1), (9, 1)))
     assert [r.key for r in cohort.rows] == ["k3", "k1", "k0", "k2"]
     assert (cohort.sequence, cohort.steps, cohort.entered) == (0, 0, 4)
@@ -104,7 +109,7 @@ def test_longest_rows_enter_first_and_equal_ones_in_order() -> None:
 def test_what_a_step_sees(seq2seq: bool) -> None:
     """A prompt's last token is fed as the first step, a source is read whole by the encoder. The
     first step has one lane a row, and writes one column; then there are as many as beams."""
-    books = Books(4, 3, AMPLE, seq2seq)
+    books = books_of(4, 3, AMPLE, seq2seq)
     cohort = books.enter(chunk(0, (9, 20), (4, 20)))
     assert (cohort.prefix, cohort.source) == ((0, 9) if seq2seq else (8, 0))
     books.activate()
@@ -120,7 +125,7 @@ def test_what_a_step_sees(seq2seq: bool) -> None:
 
 
 def test_a_chunk_enters_where_there_are_slots_for_all_of_it() -> None:
-    books = Books(3, 1, AMPLE, seq2seq=True)
+    books = books_of(3, 1, AMPLE, seq2seq=True)
     assert books.fits(chunk(0, (1, 1), (1, 1), (1, 1)))
     assert not books.fits(chunk(0, *[(1, 1)] * 4))
     books.enter(chunk(0, (1, 1)))
@@ -135,7 +140,7 @@ def test_a_cohort_has_its_memory_until_its_last_row_leaves(active: bool) -> None
     """6 + 2 * 7 = 20 columns for each of its rows at first, and 2 * (3 + 2 * 4) for those to come:
     each cohort is as wide as its own widest row."""
     for cells, fits in ((62, True), (61, False)):
-        books = Books(8, 2, cells, seq2seq=True)
+        books = books_of(8, 2, cells, seq2seq=True)
         books.enter(chunk(0, (6, 7), (5, 2)))
         new = chunk(1, (3, 4), (1, 1))
         if active:
@@ -149,7 +154,7 @@ def test_a_cohort_has_its_memory_until_its_last_row_leaves(active: bool) -> None
 
 def test_an_empty_book_takes_any_chunk() -> None:
     """Whether it may be answered at all was asked before; here it must not wait for ever."""
-    assert Books(2, 1, 10, seq2seq=True).fits(chunk(0, (50, 50)))
+    assert books_of(2, 1, 10, seq2seq=True).fits(chunk(0, (50, 50)))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -157,7 +162,7 @@ def test_the_cache_is_never_outgrown(seed: int) -> None:
     """Whatever enters by `fits` and works to its end, one look a step."""
     made = random.Random(seed)
     beams, cells, slots = made.choice([1, 2, 4]), made.randint(60, 200), made.randint(1, 8)
-    books = Books(slots, beams, cells, seq2seq=False)
+    books = books_of(slots, beams, cells, seq2seq=False)
     fullest = rows = 0
     for sequence in range(300):
         size = made.randint(1, 20), made.randint(1, 9)
