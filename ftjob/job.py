@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ftjob.checkpoint.index import CheckpointIndex, check_tensors, open_index, read_json
@@ -23,6 +23,7 @@ from ftjob.errors import CheckpointError, ConfigError
 from ftjob.model.arch import Arch, Specials
 from ftjob.model.families import Family, family, family_of
 from ftjob.plan import Machine, Plan, make_plan
+from ftjob.prefix import Remark, choose_prefix, stated_prefix
 from ftjob.tasks.base import ModelLimits
 from ftjob.tasks.generation import run_options
 from ftjob.tokenizer import Tokenizer, open_tokenizer
@@ -30,7 +31,8 @@ from ftjob.tokenizer import Tokenizer, open_tokenizer
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the model's weights come from and what they are. `index` is None for random ones."""
+    """Where the model's weights come from and what they are. `index` is None for random ones.
+    `prefix` is what the checkpoint states for the sources of dataset.pair."""
 
     arch: Arch
     specials: Specials
@@ -38,6 +40,7 @@ class ModelSource:
     index: CheckpointIndex | None
     origin: str
     ignored: tuple[str, ...]
+    prefix: str | None = None
 
     @property
     def parameters(self) -> int:
@@ -52,12 +55,13 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a rank needs to run."""
+    """Everything a rank needs to run. `remarks` are for the user, before the run."""
 
     config: JobConfig
     source: ModelSource
     tokenizer: Tokenizer
     plan: Plan
+    remarks: tuple[Remark, ...] = ()
 
     def limits(self) -> ModelLimits:
         """What a task must know to make requests."""
@@ -121,7 +125,8 @@ def identity_hash(facts: dict[str, Any]) -> str:
 
 
 def prepare(config: JobConfig, machine: Machine) -> Job:
-    """Find and check everything the configuration names.
+    """Find and check everything the configuration names. The job's own configuration has the
+    prefix that was chosen.
 
     Raises:
         ConfigError: for an impossible layout, or words and ids that the vocabulary has not.
@@ -130,6 +135,8 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
     source = open_model(config)
     check_model_for_task(config, source.arch.seq2seq)
     folder = source.index.folder if source.index is not None else None
+    prefix, remarks = choose_prefix(config.dataset, source.prefix, source.arch, folder is None)
+    config = replace(config, dataset=replace(config.dataset, prefix=prefix))
     plan = make_plan(config, source.arch, source.rules, machine)
     spec = config.model.tokenizer
     if spec is None and folder is None:
@@ -141,7 +148,7 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
             f"model's vocabulary has {source.arch.vocab}. Name the model's own tokenizer with "
             "model.tokenizer=PATH."
         )
-    job = Job(config, source, tokenizer, plan)
+    job = Job(config, source, tokenizer, plan, tuple(remarks))
     if config.dataset.generates:
         run_options(config.decode, tokenizer, job.limits())
     return job
@@ -177,7 +184,8 @@ def open_model(config: JobConfig) -> ModelSource:
     whole = place_all(rules, arch.layers, arch.encoder_layers)
     ignored = check_tensors(index, whole, kind.IGNORED)
     specials = read_specials(kind, found.folder, stated, arch.vocab)
-    return ModelSource(arch, specials, rules, index, found.origin, tuple(ignored))
+    prefix = stated_prefix(stated, config.dataset.pair)
+    return ModelSource(arch, specials, rules, index, found.origin, tuple(ignored), prefix)
 
 
 def shape_source(config: JobConfig, origin: str) -> ModelSource:

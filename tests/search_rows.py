@@ -221,6 +221,6 @@ def run_slots(
                 answers[at_work[slot][0]] = search.harvest(slot)
                 last = at_work.pop()
                 if slot < len(at_work):
-                    search.move(len(at_work), slot)
+                    search.move([len(at_work)], [slot])
                     at_work[slot] = last
     return [answers[i] for i in range(len(rows))]

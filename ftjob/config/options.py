@@ -132,6 +132,7 @@ class RowOptions:
     length_penalty: float = option(
         1.0,
         "hypotheses rank by cum_logprob / length ** length_penalty (beams > 1)",
+        rule=between(-10, 10),
         hf="length counts new tokens",
         ft="without an encoder, length counts the row's own prompt too, and every step ranks so",
     )

@@ -119,14 +119,15 @@ class BeamSearch:
         self._open[slots, 0] = 0.0
         self._pool[slots] = -torch.inf
 
-    def move(self, source: int, target: int) -> None:
-        """Copy what is kept of one slot over another."""
-        self._processors.move(source, target)
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy what is kept of slots over others."""
+        self._processors.move(sources, targets)
+        at, to = (torch.tensor(slots, device=self._limit.device) for slots in (sources, targets))
         for state in (
             *(self._length, self._limit, self._done, self._open, self._penalty, self._rate),
             *(self._history, self._logprobs, self._gaps, self._pool, self._endings),
         ):
-            state[target] = state[source]
+            state[to] = state[at]
 
     def _powers(self, lengths: torch.Tensor) -> torch.Tensor:
         """length ** length_penalty of the first n rows, lengths [n]."""

@@ -89,15 +89,16 @@ class CompetingBeams:
         self._sizes[slots] = 0
         self._ended[slots] = False
 
-    def move(self, source: int, target: int) -> None:
-        """Copy what is kept of one slot over another."""
-        self._processors.move(source, target)
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy what is kept of slots over others."""
+        self._processors.move(sources, targets)
+        at, to = (torch.tensor(slots, device=self._limit.device) for slots in (sources, targets))
         for state in (
             *(self._length, self._limit, self._context, self._done, self._weights, self._cums),
             *(self._sizes, self._ended, self._ranked),
             *(self._history, self._logprobs, self._gaps),
         ):
-            state[target] = state[source]
+            state[to] = state[at]
 
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
         """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten."""

@@ -42,10 +42,10 @@ class History:
         self.ids[slots, :, :most] = held.unsqueeze(1)
         self.context[slots] = self.length[slots] = torch.tensor(sizes, device=self.ids.device)
 
-    def move(self, source: int, target: int) -> None:
-        """Copy a slot over another."""
+    def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        """Copy slots [M] over others [M]."""
         for state in (self.ids, self.length, self.context):
-            state[target] = state[source]
+            state[targets] = state[sources]
 
     def append(self, ids: torch.Tensor, parents: torch.Tensor | None) -> None:
         """A token more for each lane of the first n slots: ids [n, W], behind what the lane

@@ -84,12 +84,16 @@ class Processors:
         if any(_remembers(row.options) for row in rows):
             self._history.enter(first, rows)
 
-    def move(self, source: int, target: int) -> None:
-        """Copy what is kept of one slot over another."""
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy what is kept of slots over others, all at once."""
         self._steps.clear()
-        self.rows[target] = self.rows[source]
-        self.ends[target] = self.ends[source]
-        self._history.move(source, target)
+        moved = [self.rows[slot] for slot in sources]
+        for slot, row in zip(targets, moved, strict=True):
+            self.rows[slot] = row
+        at, to = (torch.tensor(slots, device=self._device) for slots in (sources, targets))
+        self.ends[to] = self.ends[at]
+        if any(_remembers(row.options) for row in moved):
+            self._history.move(at, to)
 
     def apply(self, logits: torch.Tensor, group: Comm) -> torch.Tensor | None:
         """Edit logits [n * W, V/T] in place. Under beams with `hf` those of the lanes given back,

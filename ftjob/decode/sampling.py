@@ -96,15 +96,16 @@ class Sampling:
         self._shares[slots] = torch.tensor(shares, device=self._device)
         self._p[slots] = self._shares[slots, :1]
 
-    def move(self, source: int, target: int) -> None:
-        """Copy what is kept of one slot over another."""
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy what is kept of slots over others."""
         self._plans.clear()
-        self._processors.move(source, target)
+        self._processors.move(sources, targets)
+        at, to = (torch.tensor(slots, device=self._limit.device) for slots in (sources, targets))
         for state in (
             *(self._length, self._limit, self._done, self._ids),
             *(self._figures, self._whole, self._shares, self._p),
         ):
-            state[target] = state[source]
+            state[to] = state[at]
 
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
         """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten."""

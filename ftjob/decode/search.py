@@ -61,8 +61,9 @@ class Search(Protocol):
     def enter(self, first: int, rows: Sequence[SearchRow]) -> None:
         """New rows into slots `first`..."""
 
-    def move(self, source: int, target: int) -> None:
-        """Copy what is kept of one slot over another: a finished one is filled with the last."""
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy what is kept of slots over others, all at once. So the rows that stay become the
+        first ones again."""
 
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
         """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten. A row

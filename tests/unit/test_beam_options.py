@@ -290,4 +290,4 @@ def test_a_step_with_options_waits_for_no_device(convention: Any) -> None:
         for n in (7, 3):
             chosen = search.advance(torch.empty(n * 3, 5000, device=meta), Solo())
             assert chosen.ids.shape == chosen.parents.shape == (n, 3)
-        search.move(3, 0)
+        search.move([3], [0])

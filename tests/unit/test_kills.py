@@ -38,6 +38,7 @@ def record(index: int) -> Json:
         "key": f"k{index}",
         "index": index,
         "line": index + 1,
+        "finish_reason": "length",
         "error": None,
         "output_ids": [index],
         "logprob": -float(index),

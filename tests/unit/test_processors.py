@@ -164,8 +164,8 @@ def test_slots_that_move_and_leave() -> None:
     lanes.step()
     logits = lanes.logits()
     last = len(OPTIONS) - 1
-    lanes.ours.move(last, 1)
-    lanes.ours.move(last - 1, 4)
+    lanes.ours.move([last], [1])
+    lanes.ours.move([last - 1], [4])
     lanes.options = [*OPTIONS]
     for source, target in ((last, 1), (last - 1, 4)):
         for state in (lanes.options, lanes.held, lanes.context):
@@ -224,4 +224,4 @@ def test_no_step_waits_for_a_device(convention: Any) -> None:
         ours.apply(torch.empty(n, VOCAB, device=meta), Solo())
         ours.ending(torch.empty(n, 1, dtype=torch.int64, device=meta))
         ours.follow(torch.empty(n, 1, dtype=torch.int64, device=meta))
-    ours.move(3, 0)
+    ours.move([3], [0])

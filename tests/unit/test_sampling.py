@@ -343,4 +343,4 @@ def test_a_step_waits_for_no_device() -> None:
         chosen = search.advance(torch.empty(n * 3, 5000, device=meta), Solo())
         assert chosen.ids.shape == chosen.parents.shape == (n, 3)
         assert chosen.finished.shape == (n,)
-    search.move(3, 0)
+    search.move([3], [0])

@@ -56,7 +56,7 @@ def test_a_finished_slot_stays_as_it_is(beams: int) -> None:
         assert 0 <= int(chosen.ids.min()) <= int(chosen.ids.max()) < VOCAB
         assert 0 <= int(chosen.parents.min()) <= int(chosen.parents.max()) < beams
         if step == 20:
-            search.move(0, 1)
+            search.move([0], [1])
     assert search.harvest(0) == search.harvest(1) == before
 
 
@@ -93,6 +93,6 @@ def test_a_step_waits_for_no_device(beams: int, stop: Any) -> None:
         assert chosen.ids.shape == chosen.parents.shape == (n, beams)
         assert chosen.finished.shape == (n,)
         assert chosen.ids.dtype == chosen.parents.dtype == torch.int64
-    search.move(2, 0)
+    search.move([2], [0])
     with pytest.raises((RuntimeError, NotImplementedError)):
         search.harvest(0)
