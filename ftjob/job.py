@@ -26,7 +26,7 @@ from ftjob.plan import Machine, Plan, make_plan
 from ftjob.prefix import Remark, choose_prefix, stated_prefix
 from ftjob.tasks.base import ModelLimits
 from ftjob.tasks.generation import run_options
-from ftjob.tokenizer import Tokenizer, open_tokenizer
+from ftjob.tokenizer import NONE, Tokenizer, has_tokenizer, open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,8 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
     spec = config.model.tokenizer
     if spec is None and folder is None:
         spec = family(config.model.family).TOKENIZER
+    if spec is None and folder is not None and config.dataset.task == "prompts":
+        spec = None if has_tokenizer(folder) else NONE
     tokenizer = open_tokenizer(spec, folder)
     if tokenizer.vocab_size > source.arch.vocab:
         raise CheckpointError(

@@ -87,12 +87,14 @@ def _check_source(data: DatasetConfig) -> None:
 
 def _check_task(config: JobConfig) -> None:
     data = config.dataset
+    if data.task != "lambada" and data.mode == "score":
+        raise ConfigError(
+            f"dataset.mode=score: dataset.task={data.task} generates. Use mode=auto, or "
+            "dataset.task=lambada."
+        )
+    if data.task == "prompts" and data.path is None and data.hub is None:
+        raise ConfigError("dataset.task=prompts has no rows: give dataset.path=FILE.")
     if data.task == "translation":
-        if data.mode == "score":
-            raise ConfigError(
-                "dataset.mode=score: dataset.task=translation generates. Use mode=auto, or "
-                "dataset.task=lambada."
-            )
         if data.path is None and data.hub is None and data.sacrebleu is None:
             raise ConfigError(
                 "dataset.task=translation has no rows: give dataset.path=FILE, alone or with "

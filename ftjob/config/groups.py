@@ -74,7 +74,7 @@ class ModelConfig:
     tokenizer: str | None = key(
         None,
         "tokenizer.json, spiece.model, a folder with one or with vocab.json and merges.txt, or "
-        "builtin:NAME; null is the checkpoint's own",
+        "builtin:NAME; null is the checkpoint's own; none: rows are token ids (prompts)",
     )
     seed: int = key(0, "seed of checkpoint=random", rule=at_least(0))
     arch: ArchConfig = field(default_factory=ArchConfig)
@@ -95,18 +95,18 @@ class ParallelConfig:
 class DatasetConfig:
     """What rows run, and what score is expected of them."""
 
-    task: Literal["lambada", "translation"] = key(
+    task: Literal["lambada", "translation", "prompts"] = key(
         "lambada", "how rows are read and scored", shapes_answer=True
     )
     mode: Literal["auto", "score", "generate"] = key(
         "auto",
-        "score the targets teacher-forced, or generate and compare; auto: lambada scores, "
-        "translation generates",
+        "score the targets teacher-forced, or generate and compare; auto: lambada scores, the "
+        "others generate",
         shapes_answer=True,
     )
     path: str | None = key(
         None,
-        "local .jsonl, .json, .csv, .tsv or .parquet file, or for translation a text file of a row "
+        "local .jsonl, .json, .csv, .tsv or .parquet file, or but for lambada a text file of a row "
         "a line (.gz too), or builtin:captions_en_de; null is the shipped LAMBADA",
     )
     target_path: str | None = key(
@@ -143,7 +143,8 @@ class DatasetConfig:
     )
     too_long: Literal["error", "truncate", "skip"] = key(
         "error",
-        "rows that are longer: an error record, the first tokens of the source, or left out",
+        "rows that are longer: an error record, the first tokens of the source (the last ones of a "
+        "prompt without an encoder), or left out",
         shapes_answer=True,
     )
     limit: int | None = key(None, "only the first rows; null is all", rule=at_least(1))
@@ -264,6 +265,9 @@ class RunConfig:
 
     name: str | None = key(None, "last part of the run folder's name; null is the model's name")
     dir: str | None = key(None, "run folder, resumed if it exists; null is runs/DATE_TIME_name")
+    parquet: bool | None = key(
+        None, "also write samples.parquet; null: where the rows of dataset.path come from one"
+    )
     max_failed: int = key(0, "failed rows that still count as done (exit 0)", rule=at_least(0))
     deadline_s: float = key(
         60.0,

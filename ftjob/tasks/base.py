@@ -15,8 +15,16 @@ from typing import Any, Literal, Protocol
 from ftjob.config.options import DEFAULTS, RowOptions
 
 
+class NoTokenizer(Exception):
+    """There is no tokenizer, and a text has to be read or written."""
+
+    def __init__(self) -> None:
+        super().__init__("the model has no tokenizer: name one with model.tokenizer=PATH, or give "
+                         "prompt_ids")  # fmt: skip
+
+
 class Encoder(Protocol):
-    """The part of a tokenizer that tasks use."""
+    """The part of a tokenizer that tasks use. Both may raise `NoTokenizer`."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text."""
@@ -32,7 +40,8 @@ class Row:
     `index` counts rows from 0, `line` is where a person finds it in the file, from 1. `content`
     is what the key hashes: the text, or a malformed row's raw bytes. `target` is a reference, for
     tasks that compare with one; `max_new_tokens` is the row's own, where it has one; `occurrence`
-    counts the rows before it with the same content.
+    counts the rows before it with the same content; `prompt_ids` are a prompt in place of text;
+    `own` are the row's decoding options by name; `repeats` goes into its record as it is.
     """
 
     index: int
@@ -44,6 +53,9 @@ class Row:
     target: str | None = None
     max_new_tokens: int | None = None
     occurrence: int = 0
+    prompt_ids: tuple[int, ...] | None = None
+    own: tuple[tuple[str, Any], ...] = ()
+    repeats: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,14 @@ from typing import Any
 from ftjob.config.groups import DecodeConfig
 from ftjob.config.options import RowOptions, id_problem
 from ftjob.errors import ConfigError
-from ftjob.tasks.base import Encoder, Generated, GenerateRequest, Hypothesis, ModelLimits
+from ftjob.tasks.base import (
+    Encoder,
+    Generated,
+    GenerateRequest,
+    Hypothesis,
+    ModelLimits,
+    NoTokenizer,
+)
 
 
 def run_options(decode: DecodeConfig, encoder: Encoder, limits: ModelLimits) -> RowOptions:
@@ -23,7 +30,7 @@ def run_options(decode: DecodeConfig, encoder: Encoder, limits: ModelLimits) -> 
     try:
         options = decode.with_ids(encoder.encode)
         problem = id_problem(options, limits.vocab)
-    except ValueError as error:
+    except (ValueError, NoTokenizer) as error:
         problem = str(error)
     if problem is None and options.prompt_logprob and limits.seq2seq:
         problem = "prompt_logprob=true: behind an encoder there is no prompt"
@@ -80,6 +87,10 @@ def answer_fields(
     return fields | {"near_ties": answer.near_ties, "output_tokens": len(best.ids)}
 
 
-def _text(hypothesis: Hypothesis, encoder: Encoder) -> str:
+def _text(hypothesis: Hypothesis, encoder: Encoder) -> str | None:
+    """The answer's text without its end token; None where there is no tokenizer."""
     ended = hypothesis.finish_reason == "eos"
-    return encoder.decode(hypothesis.ids[:-1] if ended else hypothesis.ids, skip_special=True)
+    try:
+        return encoder.decode(hypothesis.ids[:-1] if ended else hypothesis.ids, skip_special=True)
+    except NoTokenizer:
+        return None
