@@ -178,9 +178,7 @@ class DecodeConfig(RowOptions):
     that have no such option of their own."""
 
     max_new_tokens: int = option(
-        128,
-        "most new tokens of a row, end token included",
-        rule=between(1, MOST_NEW_TOKENS),
+        128, "most new tokens of a row, end token included", rule=between(1, MOST_NEW_TOKENS)
     )
     beams: int = option(
         1, "beam width; 1 takes or draws a token a step", rule=between(1, 64), per_row=False

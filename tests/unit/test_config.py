@@ -233,6 +233,7 @@ NEEDED = {
     "model/gpt2": ["model.checkpoint=PATH"],
     "model/t5": ["model.checkpoint=PATH"],
     "dataset/translation": ["dataset.path=FILE.jsonl"],
+    "dataset/prompts": ["dataset.path=FILE.jsonl"],
     "decode/beam4": ["dataset=demo_en_de"],
 }
 
