@@ -72,6 +72,8 @@ def answer_fields(
         fields["score"] = best.score
     if best.logprobs is not None:
         fields["token_logprobs"] = best.logprobs
+    if answer.prompt_logprob is not None:
+        fields["prompt_logprob"] = answer.prompt_logprob
     if request.options.n_best > 1 or request.options.num_return_sequences > 1:
         fields["hypotheses"] = [
             {

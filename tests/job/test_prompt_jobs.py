@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from harness import DEMO, Ended, Place, at_once, lines
+
+from ftjob.tokenizer import open_tokenizer
 
 pytestmark = pytest.mark.timeout(90)
 OPTIONS: list[dict[str, Any]] = [
@@ -20,7 +23,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"top_p": 1.0, "max_new_tokens": 4, "token_logprobs": True},
     {"top_k": 40, "top_p": 0.7, "repetition_penalty": 1.3, "stop_words": [" the", "."]},
     {"no_repeat_ngram": 2, "bad_words": [[263], 309], "min_length": 5},
-    {"presence_penalty": 0.6, "frequency_penalty": 0.3, "top_p": 0.95},
+    {"presence_penalty": 0.6, "frequency_penalty": 0.3, "top_p": 0.95, "prompt_logprob": True},
 ]
 STARTS = ["The old man", "She said", "In the morning they went down to the", "It was", "He"]
 ROWS: list[dict[str, Any]] = [
@@ -86,6 +89,25 @@ def test_options_show_in_the_answers(runs: tuple[Place, dict[str, Ended]]) -> No
     assert {r["finish_reason"] for i, r in found.items() if i.endswith("4")} >= {"stop"}
     assert not any({263, 309} & {*r["output_ids"]} for i, r in found.items() if i.endswith("5"))
     assert any({263, 309} & {*r["output_ids"]} for r in found.values())
+
+
+def test_the_prompts_own_log_probability(runs: tuple[Place, dict[str, Ended]]) -> None:
+    """That of its tokens after the first, as transformers gives it."""
+    from transformers import GPT2LMHeadModel
+
+    place, _ = runs
+    model = GPT2LMHeadModel.from_pretrained(DEMO / "demo_gpt", dtype=torch.float32).eval()
+    tokenizer = open_tokenizer(None, DEMO / "demo_gpt")
+    rows = lines(place.cwd / "one" / "samples.jsonl")
+    asked = [r for r in rows if r["id"].endswith("6")]
+    assert all(("prompt_logprob" in r) == (r in asked) for r in rows)
+    assert len(asked) == len(STARTS)
+    for row in asked:
+        (ids,) = tokenizer.encode([row["input"]])
+        with torch.no_grad():
+            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        wanted = sum(float(logprobs[i, t]) for i, t in enumerate(ids[1:]))
+        assert row["prompt_logprob"] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_rows_that_are_none_are_records_and_nothing_is_lost(tmp_path: Path) -> None:
