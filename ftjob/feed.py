@@ -11,6 +11,7 @@ from typing import Any
 
 from ftjob.errors import ResumeRefused
 from ftjob.job import Job
+from ftjob.keyset import KeySet
 from ftjob.link import Link
 from ftjob.results.folder import RunFolder
 from ftjob.tasks.base import KeyMaker, ModelLimits, Request, Row, Task
@@ -29,14 +30,14 @@ class Feed:
         task: Task,
         limits: ModelLimits,
         identity: str,
-        done: set[str],
+        done: KeySet,
         phases: Phases,
         link: Link,
         refuse: Callable[[Sequence[dict[str, Any]]], None],
     ) -> None:
         self._job, self._folder, self._task, self._phases = job, folder, task, phases
         self._limits = limits
-        self._identity, self._unseen = identity, set(done)
+        self._identity, self._done = identity, done
         self._link, self._refuse = link, refuse
         self._source = RowSource(job.config.dataset)
         self.exhausted = False
@@ -74,8 +75,7 @@ class Feed:
             with self._phases.phase("read"), self._link.keepalive():
                 for row in reader:
                     row, key = keys.keyed(row)
-                    if key in self._unseen:
-                        self._unseen.remove(key)
+                    if self._done.take(key):
                         continue
                     rows.append(row)
                     names.append(key)
@@ -90,16 +90,15 @@ class Feed:
 
     def _check_answered_rows(self) -> None:
         """Before anything new is answered: every row answered before must still be there."""
-        if not self._unseen:
+        if not len(self._done):
             return
         with self._phases.phase("read"), self._link.keepalive():
-            keys, left = KeyMaker(self._identity), set(self._unseen)
+            keys, done = KeyMaker(self._identity), self._done.untaken()
             source = RowSource(self._job.config.dataset)
             for row in source.rows():
-                left.discard(keys.key(row.content))
-        if left:
+                done.take(keys.key(row.content))
+        if done.left:
             raise ResumeRefused(
-                f"{self._folder.path}: {len(left)} rows answered there are not in {source.name} "
-                f"any more (first key {min(left)}). Use the data set of the first attempt, or "
-                "another run.dir."
+                f"{self._folder.path}: {done.left} rows answered there are not in {source.name} "
+                "any more. Use the data set of the first attempt, or another run.dir."
             )

@@ -125,7 +125,7 @@ def run(
         log.write(said.level, said.text)
     for path in history.torn:
         log.write("warning", f"{path.name}: a torn last line was cut off; its rows run again")
-    if history.entries:
+    if len(history.entries):
         log.write("note", f"resuming {folder.path}: {len(history.entries)} rows are done")
     cause, score = _work(job, folder, history, log, phases, signals, link)
     with link.keepalive():

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from ftjob.config.options import DEFAULTS, RowOptions
+from ftjob.keyset import Occurrences
 
 
 class NoTokenizer(Exception):
@@ -248,7 +249,7 @@ class KeyMaker:
 
     def __init__(self, identity: str) -> None:
         self._identity = identity.encode()
-        self._seen: dict[bytes, int] = {}
+        self._seen = Occurrences()
 
     def keyed(self, row: Row) -> tuple[Row, str]:
         """A row with its occurrence, and its key; to be called for each row in order."""
@@ -263,9 +264,7 @@ class KeyMaker:
 
     def _count(self, content: bytes) -> tuple[bytes, int]:
         digest = hashlib.sha256(content).digest()[:16]
-        occurrence = self._seen.get(digest, 0)
-        self._seen[digest] = occurrence + 1
-        return digest, occurrence
+        return digest, self._seen.count(digest)
 
     def _hash(self, digest: bytes, occurrence: int) -> str:
         whole = hashlib.sha256(self._identity + digest + occurrence.to_bytes(8, "little"))
