@@ -6,7 +6,7 @@ reads the lines in that order.
 
 from __future__ import annotations
 
-import mmap
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,14 +77,14 @@ def first_of_each(parts: Sequence[Entries]) -> Entries:
 
 
 def raw_lines(entries: Entries) -> Iterator[bytes]:
-    """The records' lines, in the order of `entries`."""
-    maps: dict[int, mmap.mmap] = {}
+    """The records' lines, in the order of `entries`. Read, not mapped: a map's pages would count as
+    this process's memory."""
+    opened: dict[int, int] = {}
     try:
         for number, start, stop in zip(entries.file, entries.start, entries.stop, strict=True):
-            if number not in maps:
-                with entries.files[number].open("rb") as file:
-                    maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            yield maps[number][start:stop]
+            if number not in opened:
+                opened[number] = os.open(entries.files[number], os.O_RDONLY)
+            yield os.pread(opened[number], stop - start, start)
     finally:
-        for opened in maps.values():
-            opened.close()
+        for handle in opened.values():
+            os.close(handle)
