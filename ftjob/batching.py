@@ -47,7 +47,7 @@ def chunks(
     generation: Generation | None = None,
 ) -> Iterator[Chunk]:
     """Chunks of at most `max_tokens` tokens; a longer row is a chunk of its own. Where rows are
-    continued, a chunk also has no more of them than enter slots at once and fit the cache."""
+    continued, a chunk also has no more of them than enter at once and fit the cache."""
     sequence = 0
     for batch in windows(requests, window):
         if by_length:

@@ -62,13 +62,13 @@ def whole_vocabulary(logits: torch.Tensor, group: Comm) -> torch.Tensor:
 def _look(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The k highest values of each row, their columns, and the row's log(sum(exp(logits)))."""
     values, columns = _highest(logits, k)
-    return values, columns, _log_sum_exp(logits, values[:, :1])
+    return values, columns, log_sum_exp(logits, values[:, :1])
 
 
-def _log_sum_exp(logits: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
+def log_sum_exp(logits: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
     """log(sum(exp(logits))) of each row [M], from its highest value [M, 1].
 
-    By powers of two: torch computes them 4 times as fast as exp on a CPU.
+    By powers of two, which a CPU computes faster than torch's exp (`eval/bench/cpu_parts`).
     """
     powers = torch.add(highest * -LOG2_E, logits, alpha=LOG2_E).exp2_()
     return highest.squeeze(1) + powers.sum(dim=1).log()
@@ -80,7 +80,7 @@ def _highest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         return _highest_by_key(logits, k)
     # topk leaves open which of equal values it takes, and in what order. One value more than asked
     # for shows whether that matters; on the CPU looking costs nothing.
-    values, columns = _some_highest(logits, min(k + 1, logits.shape[1]))
+    values, columns = some_highest(logits, min(k + 1, logits.shape[1]))
     tied = (values[:, 1:] == values[:, :-1]) & (values[:, 1:] > -torch.inf)
     values, columns = values[:, :k], columns[:, :k]
     if bool(tied.any()):
@@ -89,10 +89,9 @@ def _highest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values, columns
 
 
-def _some_highest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def some_highest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """topk, of many columns by way of bins: the k highest values lie in the k bins with the highest
-    maxima (bin b holds columns b, b + bins, ...). At [256, 8000] it takes 0.4 of topk's time for
-    k = 3, 0.5 for 7.
+    maxima (bin b holds columns b, b + bins, ...). `eval/bench/cpu_parts` times it.
     """
     columns = logits.shape[1]
     bins = 64 * math.ceil(math.sqrt(columns) / 64)

@@ -126,6 +126,14 @@ def test_an_answer_changed_in_journal_and_samples_is_found(ended: Path) -> None:
     assert ["output_ids" in problem for problem in judged(ended)] == [True]
 
 
+def test_a_field_that_the_reference_alone_has_is_found(ended: Path) -> None:
+    reference = ended / "reference" / "samples.jsonl"
+    edit(reference, lambda rows: [row.update(token_logprobs=[-1.0]) for row in rows])
+    assert judged(ended) == [
+        "fields of one run alone: token_logprobs, which only the first run has"
+    ]
+
+
 def test_a_row_missing_in_the_journals_is_found(ended: Path) -> None:
     later = ended / "run" / "journal" / "rank0000.attempt1.jsonl"
     edit(later, lambda rows: rows.pop())
