@@ -13,6 +13,8 @@ from pathlib import Path
 
 from ftjob.keyset import KeySet
 
+COLUMNS = ("index", "key", "file", "start", "stop", "failed")
+
 
 class Entries:
     """Records by the row's number, a hash of its key, the file, and the bytes there."""
@@ -45,35 +47,34 @@ class Entries:
 
 
 def first_of_each(parts: Sequence[Entries]) -> Entries:
-    """The records of all parts, each key once as the first part has it, by the row's number."""
+    """The records of all parts, each key once as the first part has it, by the row's number. The
+    parts' own columns are used up, so that little is held twice."""
     import numpy
 
     whole = Entries()
     for part in parts:
         offset = len(whole.files)
         whole.files += part.files
-        if not len(part):
-            continue
-        whole.index += part.index
-        whole.key += part.key
-        whole.file += array("H", (number + offset for number in part.file))
-        whole.start += part.start
-        whole.stop += part.stop
-        whole.failed += part.failed
+        part.file = array("H", (number + offset for number in part.file))
+        for name in COLUMNS:
+            held, more = getattr(whole, name), getattr(part, name)
+            setattr(whole, name, held + more if len(held) else more)
+            setattr(part, name, more[:0])
     if not len(whole):
         return whole
     _, first = numpy.unique(numpy.frombuffer(whole.key, dtype=numpy.int64), return_index=True)
     rows = numpy.frombuffer(whole.index, dtype=numpy.int64)[first]
     order = first[numpy.argsort(rows, kind="stable")]
-    found = Entries()
-    found.files = whole.files
-    for name, kind in (("index", "q"), ("key", "q"), ("file", "H"), ("start", "q"), ("stop", "q")):
+    del rows, first
+    for name in COLUMNS:
         column = getattr(whole, name)
-        values = numpy.frombuffer(column, dtype=numpy.dtype(kind))[order]
-        setattr(found, name, array(kind, values.tobytes()))
-        setattr(whole, name, array(kind))  # let go of column by column
-    found.failed = bytearray(numpy.frombuffer(whole.failed, dtype=numpy.uint8)[order].tobytes())
-    return found
+        if isinstance(column, bytearray):
+            flags = numpy.frombuffer(column, dtype=numpy.uint8)[order]
+            setattr(whole, name, bytearray(flags.tobytes()))
+            continue
+        values = numpy.frombuffer(column, dtype=numpy.dtype(column.typecode))[order]
+        setattr(whole, name, array(column.typecode, values.tobytes()))
+    return whole
 
 
 def raw_lines(entries: Entries) -> Iterator[bytes]:
