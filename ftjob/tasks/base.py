@@ -244,28 +244,23 @@ def is_answer(record: dict[str, Any]) -> bool:
     return record["error"] is None and record["finish_reason"] != SKIPPED
 
 
+def keyed(identity: str, row: Row, occurrence: int) -> tuple[Row, str]:
+    """A row with its occurrence, and its key: 32 hex digits."""
+    if occurrence != row.occurrence:
+        row = dataclasses.replace(row, occurrence=occurrence)
+    digest = hashlib.sha256(row.content).digest()[:16]
+    whole = hashlib.sha256(identity.encode() + digest + occurrence.to_bytes(8, "little"))
+    return row, whole.hexdigest()[:32]
+
+
 class KeyMaker:
     """Keys of rows: a hash of what shapes the answer, the content, and its occurrence number."""
 
     def __init__(self, identity: str) -> None:
-        self._identity = identity.encode()
+        self._identity = identity
         self._seen = Occurrences()
 
     def keyed(self, row: Row) -> tuple[Row, str]:
         """A row with its occurrence, and its key; to be called for each row in order."""
-        digest, occurrence = self._count(row.content)
-        if occurrence:
-            row = dataclasses.replace(row, occurrence=occurrence)
-        return row, self._hash(digest, occurrence)
-
-    def key(self, content: bytes) -> str:
-        """The key of the next row with this content: 32 hex digits."""
-        return self._hash(*self._count(content))
-
-    def _count(self, content: bytes) -> tuple[bytes, int]:
-        digest = hashlib.sha256(content).digest()[:16]
-        return digest, self._seen.count(digest)
-
-    def _hash(self, digest: bytes, occurrence: int) -> str:
-        whole = hashlib.sha256(self._identity + digest + occurrence.to_bytes(8, "little"))
-        return whole.hexdigest()[:32]
+        digest = hashlib.sha256(row.content).digest()[:16]
+        return keyed(self._identity, row, self._seen.count(digest))

@@ -39,19 +39,24 @@ class RowSource:
             PromptMaker(dataset) if dataset.task == "prompts" else RowMaker(dataset)
         )
         self.total = 0
+        self._left_out: bytes | bytearray = b""
         self.name = _name(dataset)
 
-    def rows(self) -> Iterator[Row]:
-        """Rows up to dataset.limit; the rest is counted only.
+    def rows(self, left_out: bytes | bytearray = b"") -> Iterator[Row]:
+        """Rows up to dataset.limit; the rest is counted only. Rows may be `left_out`, by a flag
+        each; lines of JSON are then not looked into.
 
         Raises:
             DataError: where the dataset as a whole cannot be read, naming it.
         """
         limit = self.dataset.limit
+        self._left_out = left_out
         for row in self._all():
-            if limit is None or row.index < limit:
+            known = row.index < len(left_out) and left_out[row.index]
+            if (limit is None or row.index < limit) and not known:
                 yield row
             self.total = row.index + 1
+        self.total = max(self.total, len(left_out))
         if self.total == 0:
             raise DataError(f"{self.name}: holds no rows")
 
@@ -140,8 +145,10 @@ class RowSource:
         )
 
     def _jsonl(self, path: Path) -> Iterator[Row]:
+        left_out = self._left_out
         for index, (line, raw) in enumerate(_json_lines(path)):
-            yield self._maker.of_json(index, line, raw)
+            if index >= len(left_out) or not left_out[index]:
+                yield self._maker.of_json(index, line, raw)
 
     def _text(self, path: Path) -> Iterator[Row]:
         assert isinstance(self._maker, PromptMaker)

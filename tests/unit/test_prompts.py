@@ -226,7 +226,7 @@ def test_keys_tell_options_apart_and_ids_do_not_matter() -> None:
     maker = PromptMaker(config().dataset)
 
     def key(line: dict[str, Any]) -> str:
-        return KeyMaker("").key(maker.of_json(0, 1, json.dumps(line).encode()).content)
+        return KeyMaker("").keyed(maker.of_json(0, 1, json.dumps(line).encode()))[1]
 
     assert key({"prompt": "a", "top_k": 2, "seed": 1}) == key(
         {"seed": 1, "top_k": 2, "prompt": "a"}
