@@ -20,6 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {str(f.relative_to(PACKAGE)): ast.parse(f.read_text("utf-8")) for f in FILES}
 STDLIB_ONLY = (
     "errors.py",
+    "keyset.py",
     "pipeline.py",
     "plan.py",
     "plan_generation.py",
@@ -32,6 +33,7 @@ STDLIB_ONLY = (
     "config/groups.py",
     "config/keys.py",
     "config/old_names.py",
+    "config/options.py",
     "config/shape.py",
     "__main__.py",
     "__init__.py",
