@@ -12,7 +12,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ftjob.checkpoint.index import CheckpointIndex, check_tensors, open_index, read_json
+from ftjob.checkpoint.formats import open_checkpoint
+from ftjob.checkpoint.index import CheckpointIndex, check_tensors
 from ftjob.checkpoint.resolve import resolve
 from ftjob.checkpoint.shard import TensorRule, place_all
 from ftjob.checkpoint.specials import read_specials
@@ -82,13 +83,14 @@ class Job:
             "name": config.name,
             "family": source.arch.family,
             "checkpoint": source.origin,
-            "format": "random" if source.index is None else "Hugging Face safetensors",
+            "format": "random" if source.index is None else source.index.format,
             "parameters": source.parameters,
             "dtype": config.dtype,
             "weights": config.weights,
             "tokenizer": self.tokenizer.source,
             "random": source.index is None,
             **_arch_facts(source.arch),
+            **(source.index.remarks if source.index is not None else {}),
             "checkpoint tensors not used": ", ".join(source.ignored) or "none",
         }
 
@@ -155,24 +157,23 @@ def open_model(config: JobConfig) -> ModelSource:
     kind: Family = family(model.family)
     if found.folder is None:
         return shape_source(config, found.origin)
-    path = found.folder / "config.json"
-    stated = read_json(path)
-    actual = family_of(str(stated.get("model_type")))
+    index = open_checkpoint(found.folder)
+    stated = str(index.config.get("model_type"))
+    actual = family_of(stated)
     if actual != model.family:
         raise ConfigError(
-            f"model.family={model.family}: {path} says model_type="
-            f"{stated.get('model_type')}, which family {actual} reads."
+            f"model.family={model.family}: {index.stated_in} says model_type={stated}, which "
+            f"family {actual} reads."
         )
-    index = open_index(found.folder, kind.PREFIXES)
     try:
-        arch = kind.read_config(stated, index.tensors.keys())
+        arch = kind.read_config(index.config, index.tensors.keys())
     except KeyError as error:
-        raise CheckpointError(f"{path}: {error} is missing") from None
-    check_shape(model.arch, arch, model.name, str(path))
+        raise CheckpointError(f"{index.stated_in}: {error} is missing") from None
+    check_shape(model.arch, arch, model.name, str(index.stated_in))
     rules = kind.tensors(arch)
     whole = place_all(rules, arch.layers, arch.encoder_layers)
-    ignored = check_tensors(index, whole, kind.IGNORED)
-    specials = read_specials(kind, found.folder, stated, arch.vocab)
+    ignored = [*check_tensors(index, whole, kind.IGNORED), *index.unused]
+    specials = read_specials(kind, index, arch.vocab)
     return ModelSource(arch, specials, rules, index, found.origin, tuple(ignored))
 
 
