@@ -10,10 +10,11 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ftjob.checkpoint.formats import open_checkpoint
-from ftjob.checkpoint.index import CheckpointIndex, check_tensors
+from ftjob.checkpoint.index import CheckpointIndex, Known, check_tensors
 from ftjob.checkpoint.resolve import resolve
 from ftjob.checkpoint.shard import TensorRule, place_all
 from ftjob.checkpoint.specials import read_specials
@@ -25,7 +26,7 @@ from ftjob.model.arch import Arch, Specials
 from ftjob.model.families import Family, family, family_of
 from ftjob.plan import Machine, Plan, make_plan
 from ftjob.tasks.base import ModelLimits
-from ftjob.tokenizer import Tokenizer, open_tokenizer
+from ftjob.tokenizer import END_OF_TEXT, Tokenizer, open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ def open_model(config: JobConfig) -> ModelSource:
     kind: Family = family(model.family)
     if found.folder is None:
         return shape_source(config, found.origin)
-    index = open_checkpoint(found.folder)
+    folder = found.folder
+    index = open_checkpoint(folder, lambda: _known(config, folder))
     stated = str(index.config.get("model_type"))
     actual = family_of(stated)
     if actual != model.family:
@@ -175,6 +177,19 @@ def open_model(config: JobConfig) -> ModelSource:
     ignored = [*check_tensors(index, whole, kind.IGNORED), *index.unused]
     specials = read_specials(kind, index, arch.vocab)
     return ModelSource(arch, specials, rules, index, found.origin, tuple(ignored))
+
+
+def _known(config: JobConfig, folder: Path) -> Known:
+    """What configuration and tokenizer say of a model whose files may not; a tokenizer that is
+    absent is refused later, where it is needed."""
+    arch = config.model.arch
+    try:
+        tokenizer = open_tokenizer(config.model.tokenizer, folder)
+    except CheckpointError:
+        return Known(arch.heads, arch.vocab, None)
+    end = tokenizer.encode([END_OF_TEXT])[0]
+    vocab = arch.vocab or tokenizer.vocab_size
+    return Known(arch.heads, vocab, end[0] if len(end) == 1 else None)
 
 
 def shape_source(config: JobConfig, origin: str) -> ModelSource:

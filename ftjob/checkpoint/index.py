@@ -20,6 +20,16 @@ from ftjob.errors import CheckpointError
 
 
 @dataclass(frozen=True)
+class Known:
+    """What configuration and tokenizer say of a model, for files that do not say it themselves:
+    heads, true vocabulary and the id that ends a text."""
+
+    heads: int | None = None
+    vocab: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True)
 class CheckpointIndex:
     """A checkpoint's folder and what its files hold.
 

@@ -174,7 +174,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown activation": ({"activation_function": "silu"}, "activation_function='silu'"),
     "scaled by layer": ({"scale_attn_by_inverse_layer_idx": True}, "not supported, only False"),
     "unscaled": ({"scale_attn_weights": False}, "scale_attn_weights=False"),
-    "untied": ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
+    "untied, without a head": ({"tie_word_embeddings": False}, "lm_head.weight [11, 8] is missing"),
     "cross attention": ({"add_cross_attention": True}, "add_cross_attention=True"),
     "unknown family": ({"model_type": "llama"}, "model_type 'llama': no family reads it"),
     "no family": ({"model_type": "gone"}, "no family reads it"),
