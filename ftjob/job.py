@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ftjob.checkpoint.formats import open_checkpoint
-from ftjob.checkpoint.index import CheckpointIndex, Known, check_tensors
+from ftjob.checkpoint.index import CheckpointIndex, Known, check_layers, check_tensors
 from ftjob.checkpoint.resolve import resolve
 from ftjob.checkpoint.shard import TensorRule, place_all
 from ftjob.checkpoint.specials import read_specials
@@ -172,6 +172,7 @@ def open_model(config: JobConfig) -> ModelSource:
     except KeyError as error:
         raise CheckpointError(f"{index.stated_in}: {error} is missing") from None
     check_shape(model.arch, arch, model.name, str(index.stated_in))
+    check_layers(arch.layers + arch.encoder_layers, len(index.tensors), index.stated_in)
     rules = kind.tensors(arch)
     whole = place_all(rules, arch.layers, arch.encoder_layers)
     ignored = [*check_tensors(index, whole, kind.IGNORED), *index.unused]

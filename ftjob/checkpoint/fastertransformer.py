@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ftjob.checkpoint.forms import Assembly, Form, Fused, Placed, lay, placed_forms
-from ftjob.checkpoint.index import CheckpointIndex, Known, sampled_bytes, shapes_of
+from ftjob.checkpoint.index import CheckpointIndex, Known, check_layers, sampled_bytes, shapes_of
 from ftjob.checkpoint.ini import read_ini
 from ftjob.checkpoint.ini_models import gpt_config, stored_vocab, t5_config
 from ftjob.checkpoint.shard import Shape, place_all
@@ -174,6 +174,7 @@ def open_fastertransformer(folder: Path, known: Known) -> CheckpointIndex:
         arch = kind.read_config(config, ("lm_head.weight",) if own_head else ())
     except KeyError as error:
         raise CheckpointError(f"{path}: {error} is missing") from None
+    check_layers(arch.layers + arch.encoder_layers, len(files), path)
     shapes = shapes_of(place_all(kind.tensors(arch), arch.layers, arch.encoder_layers))
     vocab = stored_vocab(sections)
     reader = _Files(folder, DTYPES[weights], files)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ftjob.checkpoint import fastertransformer
+from ftjob.checkpoint import fastertransformer, megatron_files
 from ftjob.checkpoint.huggingface import open_huggingface
 from ftjob.checkpoint.index import CheckpointIndex, Known
+from ftjob.checkpoint.megatron import open_megatron
 from ftjob.errors import CheckpointError
 
 
@@ -22,18 +23,28 @@ def open_checkpoint(folder: Path, known: Callable[[], Known] = Known) -> Checkpo
         CheckpointError: for a folder of no format that is read, or of two, and for files that are
             missing, damaged or do not belong together.
     """
-    found = {
-        "config.json of Hugging Face": folder if (folder / "config.json").is_file() else None,
-        "config.ini of FasterTransformer": fastertransformer.folder_inside(folder),
-    }
-    there = [name for name, place in found.items() if place is not None]
+    config = folder / "config.json"
+    converted = fastertransformer.folder_inside(folder)
+    trained = megatron_files.folder_inside(folder)
+    there = [
+        name
+        for name, place in (
+            ("config.json of Hugging Face", config.is_file()),
+            ("config.ini of FasterTransformer", converted),
+            ("ranks of Megatron-LM", trained),
+        )
+        if place
+    ]
     if len(there) > 1:
         raise CheckpointError(f"{folder}: holds {' and '.join(there)}: keep one format a folder")
-    if place := found["config.json of Hugging Face"]:
-        return open_huggingface(place)
-    if place := found["config.ini of FasterTransformer"]:
-        return fastertransformer.open_fastertransformer(place, known())
+    if converted:
+        return fastertransformer.open_fastertransformer(converted, known())
+    if trained:
+        return open_megatron(trained, folder, known())
+    if config.is_file():
+        return open_huggingface(folder)
     raise CheckpointError(
-        f"{folder}: is no checkpoint: the folder has no config.json (Hugging Face) and no "
-        "config.ini, nor an N-gpu folder with one (FasterTransformer)"
+        f"{folder}: is no checkpoint: the folder has no config.json (Hugging Face), no config.ini "
+        "nor N-gpu folder with one (FasterTransformer), and no mp_rank_00, release or iter_0000000 "
+        "(Megatron-LM)"
     )

@@ -99,6 +99,16 @@ def shapes_of(model: Sequence[Placed]) -> dict[str, tuple[int, ...]]:
     return {name: placed.rule.shape for placed in model for name in placed.sources}
 
 
+def check_layers(layers: int, held: int, where: Path) -> None:
+    """Refuse more layers than there are tensors, before all of them are named.
+
+    Raises:
+        CheckpointError: with both numbers.
+    """
+    if layers > held:
+        raise CheckpointError(f"{where}: says {layers} layers, but there are {held} tensors")
+
+
 def check_tensors(
     index: CheckpointIndex, model: Sequence[Placed], ignored: Sequence[str]
 ) -> list[str]:
