@@ -155,11 +155,10 @@ def open_model(config: JobConfig) -> ModelSource:
     """
     model = config.model
     found = resolve(model.checkpoint, model.revision, model.name)
-    kind: Family = family(model.family)
     if found.folder is None:
         return shape_source(config, found.origin)
     folder = found.folder
-    index = open_checkpoint(folder, lambda: _known(config, folder))
+    index = open_checkpoint(folder, lambda: known_of(config, folder))
     stated = str(index.config.get("model_type"))
     actual = family_of(stated)
     if actual != model.family:
@@ -167,30 +166,41 @@ def open_model(config: JobConfig) -> ModelSource:
             f"model.family={model.family}: {index.stated_in} says model_type={stated}, which "
             f"family {actual} reads."
         )
+    return model_of(config, index, found.origin)
+
+
+def model_of(config: JobConfig, index: CheckpointIndex, origin: str) -> ModelSource:
+    """The model that an index describes, with every tensor of it checked.
+
+    Raises:
+        CheckpointError: with file, tensor, expected and found.
+        ConfigError: where conf/ and the checkpoint disagree about the shape.
+    """
+    kind = family(family_of(str(index.config.get("model_type"))))
     try:
         arch = kind.read_config(index.config, index.tensors.keys())
     except KeyError as error:
         raise CheckpointError(f"{index.stated_in}: {error} is missing") from None
-    check_shape(model.arch, arch, model.name, str(index.stated_in))
+    check_shape(config.model.arch, arch, config.model.name, str(index.stated_in))
     check_layers(arch.layers + arch.encoder_layers, len(index.tensors), index.stated_in)
     rules = kind.tensors(arch)
     whole = place_all(rules, arch.layers, arch.encoder_layers)
     ignored = [*check_tensors(index, whole, kind.IGNORED), *index.unused]
     specials = read_specials(kind, index, arch.vocab)
-    return ModelSource(arch, specials, rules, index, found.origin, tuple(ignored))
+    return ModelSource(arch, specials, rules, index, origin, tuple(ignored))
 
 
-def _known(config: JobConfig, folder: Path) -> Known:
+def known_of(config: JobConfig, folder: Path) -> Known:
     """What configuration and tokenizer say of a model whose files may not; a tokenizer that is
     absent is refused later, where it is needed."""
     arch = config.model.arch
     try:
         tokenizer = open_tokenizer(config.model.tokenizer, folder)
     except CheckpointError:
-        return Known(arch.heads, arch.vocab, None)
+        return Known(arch.heads, arch.vocab)
     end = tokenizer.encode([END_OF_TEXT])[0]
-    vocab = arch.vocab or tokenizer.vocab_size
-    return Known(arch.heads, vocab, end[0] if len(end) == 1 else None)
+    single = end[0] if len(end) == 1 else None
+    return Known(arch.heads, arch.vocab, tokenizer.vocab_size, single)
 
 
 def shape_source(config: JobConfig, origin: str) -> ModelSource:

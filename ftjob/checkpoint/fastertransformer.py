@@ -24,6 +24,8 @@ from ftjob.model.families import family
 
 DTYPES = MappingProxyType({"fp32": "F32", "fp16": "F16", "bf16": "BF16"})
 CONFIG_NAME = "config.ini"
+# The section by which `convert` says that the settings are meant as they stand.
+OURS = "ftjob"
 _GPU_FOLDER = re.compile(r"(\d{1,4})-gpu")
 
 
@@ -147,7 +149,7 @@ def open_fastertransformer(folder: Path, known: Known) -> CheckpointIndex:
     path = folder / CONFIG_NAME
     sections = read_ini(path)
     if "gpt" in sections:
-        config, weights, remarks = gpt_config(sections["gpt"], known)
+        config, weights, remarks = gpt_config(sections["gpt"], known, OURS in sections)
         stated = sections["gpt"].size("tensor_para_size", 0, least=0)
     elif "encoder" in sections and "decoder" in sections:
         config, weights, remarks = t5_config(sections)
@@ -165,7 +167,7 @@ def open_fastertransformer(folder: Path, known: Known) -> CheckpointIndex:
     _refuse_prompts(folder, files)
     name = "gpt2" if config["model_type"] == "gpt2" else "t5"
     ways = _ways(folder, files, stated)
-    unused = _tied_head(folder, name, config, files)
+    unused = _tied_head(folder, name, files)
     own_head = not unused and _HEADS[name][1] in files
     if own_head and name == "gpt2":
         config["tie_word_embeddings"] = False
@@ -231,12 +233,11 @@ def _ways(folder: Path, files: Mapping[str, int], stated: int) -> int:
     return found
 
 
-def _tied_head(
-    folder: Path, name: str, config: Mapping[str, object], files: Mapping[str, int]
-) -> tuple[str, ...]:
-    """The head's file where it is a copy of the embedding's, as converters write for tied ones."""
+def _tied_head(folder: Path, name: str, files: Mapping[str, int]) -> tuple[str, ...]:
+    """The head's file where it is a copy of the embedding's, as converters write for tied ones,
+    judged by a sample of both files' bytes."""
     table, head = _HEADS[name]
-    if head not in files or config.get("tie_word_embeddings") is False:
+    if head not in files:
         return ()
     same = files[head] == files.get(table) and sampled_bytes(folder / head) == sampled_bytes(
         folder / table

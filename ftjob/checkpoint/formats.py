@@ -11,18 +11,23 @@ from pathlib import Path
 from ftjob.checkpoint import fastertransformer, megatron_files
 from ftjob.checkpoint.huggingface import open_huggingface
 from ftjob.checkpoint.index import CheckpointIndex, Known
+from ftjob.checkpoint.manifest import refuse_unfinished
 from ftjob.checkpoint.megatron import open_megatron
 from ftjob.errors import CheckpointError
 
 
-def open_checkpoint(folder: Path, known: Callable[[], Known] = Known) -> CheckpointIndex:
+def open_checkpoint(
+    folder: Path, known: Callable[[], Known] = Known, *, unfinished: bool = False
+) -> CheckpointIndex:
     """The index of a folder; headers and settings are read, no weight. `known` is asked where the
-    format leaves something open.
+    format leaves something open; `unfinished` allows the folder that a conversion writes.
 
     Raises:
         CheckpointError: for a folder of no format that is read, or of two, and for files that are
             missing, damaged or do not belong together.
     """
+    if not unfinished:
+        refuse_unfinished(folder)
     config = folder / "config.json"
     converted = fastertransformer.folder_inside(folder)
     trained = megatron_files.folder_inside(folder)

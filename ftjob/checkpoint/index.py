@@ -14,19 +14,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ftjob.checkpoint.manifest import manifest_of
 from ftjob.checkpoint.shard import Placed
 from ftjob.checkpoint.stored import Held
 from ftjob.errors import CheckpointError
+
+# Megatron-LM pads to a multiple of 128 rows for each tensor rank, and some to 1024.
+MOST_PADDING = 8 * 1024
 
 
 @dataclass(frozen=True)
 class Known:
     """What configuration and tokenizer say of a model, for files that do not say it themselves:
-    heads, true vocabulary and the id that ends a text."""
+    heads, vocabulary as configured, words of the tokenizer, and the id that ends a text."""
 
     heads: int | None = None
     vocab: int | None = None
+    words: int | None = None
     end: int | None = None
+
+    def padded(self, rows: int) -> int | None:
+        """The tokenizer's words, where so many rows can be these with padding behind; another
+        tokenizer than the model's has far fewer."""
+        few = self.words is not None and 0 <= rows - self.words <= MOST_PADDING
+        return self.words if few else None
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class CheckpointIndex:
     def identity(self) -> str:
         """A hash of config, tensor names, shapes and dtypes, file sizes, and a few bytes of each
         file, so that another training of the same shape is another checkpoint."""
-        facts = [
+        facts: list[Any] = [
             self.config,
             [
                 [str(f.relative_to(self.folder)), f.stat().st_size, sampled_bytes(f).hex()]
@@ -63,6 +74,8 @@ class CheckpointIndex:
             ],
             sorted([n, t.shape, t.dtype] for n, t in self.tensors.items()),
         ]
+        if (manifest := manifest_of(self.folder)) is not None:
+            facts.append(hashlib.sha256(manifest.read_bytes()).hexdigest())
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

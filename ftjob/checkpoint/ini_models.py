@@ -31,11 +31,12 @@ _GPT_ACTIVATIONS = MappingProxyType({"gelu": "gelu_new", "relu": "relu"})
 _OLD_EPS, _TRUE_EPS = 1e-6, 1e-5
 
 
-def gpt_config(section: Section, known: Known) -> Model:
-    """The config of a GPT from [gpt].
+def gpt_config(section: Section, known: Known, exact: bool) -> Model:
+    """The config of a GPT from [gpt]; `exact` says that ftjob wrote it, as it is.
 
     The old converters wrote layernorm_eps=1e-6, or nothing, which meant 1e-6; the models they
-    converted, Megatron's and GPT-2, were trained with 1e-5, which is what runs here.
+    converted, Megatron's and GPT-2, were trained with 1e-5, which is what runs here. Rows of the
+    embedding that the tokenizer has no words for are Megatron's padding.
 
     Raises:
         CheckpointError: naming file, key, value and rule.
@@ -51,16 +52,17 @@ def gpt_config(section: Section, known: Known) -> Model:
         raise section.refuse("activation_type", "is not supported; known: Gelu, Relu")
     heads, size = section.size("head_num"), section.size("size_per_head")
     eps, remarks = section.number("layernorm_eps", _OLD_EPS), {}
-    if eps == _OLD_EPS:
+    if eps == _OLD_EPS and not exact:
         eps = _TRUE_EPS
         says = "layernorm_eps=1e-06" if "layernorm_eps" in section.values else "no layernorm_eps"
         remarks["layernorm eps"] = (
             f"1e-05, which such models are trained with; config.ini says {says}"
         )
     vocab = section.size("vocab_size")
-    if known.vocab is not None and known.vocab < vocab:
-        remarks["padding of the vocabulary"] = f"{vocab - known.vocab} rows, never emitted"
-        vocab = known.vocab
+    true = known.vocab or (None if exact else known.padded(vocab)) or vocab
+    if true < vocab:
+        remarks["padding of the vocabulary"] = f"{vocab - true} rows, never emitted"
+        vocab = true
     config: dict[str, Any] = {
         "model_type": "gpt2",
         "n_layer": section.size("num_layer"),

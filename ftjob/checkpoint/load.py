@@ -75,7 +75,11 @@ class FileSource:
         Raises:
             CheckpointError: where the file changed under the index.
         """
-        for piece in self.index.tensors[placed.sources[number]].pieces:
+        self.read_tensor(placed.sources[number], region, out)
+
+    def read_tensor(self, name: str, region: Region, out: torch.Tensor) -> None:
+        """The same of the index's tensor of that name."""
+        for piece in self.index.tensors[name].pieces:
             if (box := _overlap(piece.at, region)) is None:
                 continue
             stored, place = piece.region(box), _part(out, region, box, piece)

@@ -37,6 +37,8 @@ _USUAL_WORDS: Mapping[str, str] = MappingProxyType(
     {"position_embedding_type": "learned_absolute", "normalization": "LayerNorm"}
 )
 _DEFAULT_EPS = 1e-5
+# An argument of our own, written by `convert`: Megatron's args know only the padded vocabulary.
+TRUE_VOCAB = "ftjob_vocab_size"
 
 
 def read_args(opened: TorchFile) -> dict[str, Any]:
@@ -115,9 +117,9 @@ def gpt_config(
 
 
 def _true_vocab(args: Mapping[str, Any], rows: int, known: Known) -> int:
-    """The rows that stand for tokens: as many as the configuration or the tokenizer says, else as
-    the args say, else all."""
-    for vocab in (known.vocab, args.get("vocab_size")):
+    """The rows that stand for tokens: as many as the configuration says, else `convert` wrote, else
+    the tokenizer has, else the args say, else all."""
+    for vocab in (known.vocab, args.get(TRUE_VOCAB), known.padded(rows), args.get("vocab_size")):
         if type(vocab) is int and 0 < vocab <= rows:
             return vocab
     return rows

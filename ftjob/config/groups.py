@@ -71,6 +71,11 @@ class ModelConfig:
         "tokenizer.json, spiece.model, a folder with one or with vocab.json and merges.txt, or "
         "builtin:NAME; null is the checkpoint's own",
     )
+    verify: bool = key(
+        True,
+        "read a checkpoint that has ftjob-manifest.json, which convert writes, once through and "
+        "compare its checksums before it is loaded",
+    )
     seed: int = key(0, "seed of checkpoint=random", rule=at_least(0))
     arch: ArchConfig = field(default_factory=ArchConfig)
 
@@ -266,6 +271,24 @@ class PlanConfig:
 
 
 @dataclass(frozen=True)
+class ConvertConfig:
+    """What `python -m ftjob convert` writes, from model.checkpoint."""
+
+    to: Literal["hf", "fastertransformer", "megatron"] | None = key(None, "format to write")
+    out: str | None = key(None, "folder to write, which must not exist yet")
+    tensor: int = key(1, "tensor ranks to cut for (fastertransformer, megatron)", rule=at_least(1))
+    pipeline: int = key(1, "pipeline ranks to cut for (megatron)", rule=at_least(1))
+    dtype: Literal["auto", "f32", "bf16", "f16"] = key(
+        "auto", "dtype to write; auto is the stored one"
+    )
+    settings: str | None = key(
+        None,
+        "config.pbtxt or config.ini of FasterTransformer to translate into overrides, instead of "
+        "weights",
+    )
+
+
+@dataclass(frozen=True)
 class JobConfig:
     """The whole resolved configuration of one job."""
 
@@ -277,6 +300,7 @@ class JobConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    convert: ConvertConfig = field(default_factory=ConvertConfig)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, tuples as lists, for config.yaml and JSON."""
