@@ -11,6 +11,7 @@ import math
 import os
 import struct
 import zipfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,7 @@ def _read_zip(file: Path, opened: BinaryIO, size: int) -> TorchFile:
     """An archive of data.pkl and a file for each storage, none compressed."""
     with zipfile.ZipFile(opened) as archive:
         entries = {info.filename: info for info in archive.infolist()}
+        begins = sorted({*(i.header_offset for i in entries.values()), archive.start_dir})
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise ValueError(f"it has {len(pickles)} files data.pkl")
@@ -171,8 +173,13 @@ def _read_zip(file: Path, opened: BinaryIO, size: int) -> TorchFile:
         if len(head) < 30 or head[:4] != b"PK\x03\x04":
             raise ValueError(f"{shown(info.filename)} is not where the archive's table says")
         first = info.header_offset + 30 + sum(struct.unpack("<HH", head[26:]))
-        if first + info.file_size > size:
-            raise ValueError(f"{shown(info.filename)} ends after the file")
+        end = first + info.file_size
+        follows = begins[bisect_right(begins, info.header_offset)]
+        # behind the bytes may come their length and checksum again, in three forms
+        if follows - end not in ((16, 24, 12) if info.flag_bits & 8 else (0,)):
+            raise ValueError(
+                f"{shown(info.filename)} ends at byte {end}, but what follows begins at {follows}"
+            )
         return first, info.file_size
 
     if f"{folder}byteorder" in entries:
