@@ -87,7 +87,9 @@ def read_ini(file: Path) -> dict[str, Section]:
             raise CheckpointError(f"{file}: is larger than {_LARGEST} bytes")
         text = file.read_text(encoding="utf-8")
         # values may hold % and repeat: the old converter dumped whole configurations
-        parser = configparser.ConfigParser(interpolation=None, strict=False)
+        parser = configparser.ConfigParser(
+            interpolation=None, strict=False, inline_comment_prefixes=(";",)
+        )
         parser.optionxform = str  # type: ignore[assignment,method-assign]
         parser.read_string(text)
     except OSError as error:

@@ -16,6 +16,7 @@ from ftjob.checkpoint.formats import open_checkpoint
 from ftjob.checkpoint.manifest import check_manifest
 from ftjob.checkpoint.resolve import resolve
 from ftjob.commands.layout import parameters, size
+from ftjob.commands.settings import settings_page
 from ftjob.config import JobConfig
 from ftjob.config.compose import compose
 from ftjob.errors import ConfigError
@@ -24,14 +25,17 @@ from ftjob.job import ModelSource, known_of, model_of
 
 def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
     """Convert what the overrides name. Returns the exit code."""
-    named = any(o.lstrip("+").startswith("model=") for o in overrides)
+    named = any(o.lstrip("+").startswith(("model=", "convert.settings=")) for o in overrides)
     # a checkpoint of any shape, not the default model's
     config = compose(overrides if named else ["model=gpt2", *overrides], config_dirs)
     to, out = config.convert.to, config.convert.out
+    if config.convert.settings is not None:
+        print(settings_page(Path(config.convert.settings).expanduser()), end="")
+        return 0
     if to is None or out is None:
         raise ConfigError(
             "convert needs model.checkpoint=SRC convert.to=hf|fastertransformer|megatron "
-            "convert.out=DIR."
+            "convert.out=DIR, or convert.settings=FILE."
         )
     source = open_source(config)
     assert source.index is not None

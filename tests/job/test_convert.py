@@ -123,3 +123,12 @@ def test_a_run_finds_every_changed_bit(place: Place) -> None:
     )
     place(*run, "model.verify=false").expect(0)
     assert MANIFEST_NAME in tree(folder)
+
+
+def test_settings_are_printed_without_a_checkpoint(place: Place) -> None:
+    (place.cwd / "config.pbtxt").write_text(
+        'parameters { key: "tensor_para_size" value: { string_value: "4" } }'
+    )
+    done = place("convert", "convert.settings=config.pbtxt").expect(0)
+    assert done.out.splitlines()[0] == "python -m ftjob model=gpt2 parallel.tensor=4"
+    place("convert", "convert.settings=absent.pbtxt").expect(3, "absent.pbtxt: cannot be read")

@@ -31,6 +31,8 @@ STDLIB_ONLY = (
     "config/groups.py",
     "config/keys.py",
     "config/old_names.py",
+    "config/old_settings.py",
+    "config/pbtxt.py",
     "config/shape.py",
     "__main__.py",
     "__init__.py",
