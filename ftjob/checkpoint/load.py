@@ -10,6 +10,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from ftjob.checkpoint.index import CheckpointIndex
 from ftjob.checkpoint.random import fill_random
 from ftjob.checkpoint.ranged import DTYPES, read_region, region_shape
 from ftjob.checkpoint.shard import Placed, Region
+from ftjob.checkpoint.shared import SharedReads, key_of
 from ftjob.checkpoint.stored import Piece
 from ftjob.errors import CheckpointError
 
@@ -54,11 +56,19 @@ class RandomSource:
 class FileSource:
     """Slices of the files of an index; a context manager that holds them open.
 
-    `bytes_read` counts the bytes that reads gave, `bytes_needed` those of the slices asked for.
+    `bytes_read` counts the bytes that reads gave, `bytes_needed` those of the slices read.
+    `shared` are the reads of all the node's devices, `pulse` is called while waiting for one.
     """
 
-    def __init__(self, index: CheckpointIndex, device: torch.device) -> None:
+    def __init__(
+        self,
+        index: CheckpointIndex,
+        device: torch.device,
+        shared: SharedReads | None = None,
+        pulse: Callable[[], None] = lambda: None,
+    ) -> None:
         self.index, self.device = index, device
+        self.shared, self.pulse = shared, pulse
         self.bytes_read = self.bytes_needed = 0
         self._files: OrderedDict[Path, int] = OrderedDict()
 
@@ -70,12 +80,19 @@ class FileSource:
             os.close(self._files.popitem()[1])
 
     def read(self, placed: Placed, number: int, region: Region, out: torch.Tensor) -> None:
-        """Read the elements of `region`, and no other bytes.
+        """Read the elements of `region`, and no other bytes; none that another device of the node
+        has read, where the source is one of several.
 
         Raises:
             CheckpointError: where the file changed under the index.
         """
-        self.read_tensor(placed.sources[number], region, out)
+        name = placed.sources[number]
+        if self.shared is None:
+            self.read_tensor(name, region, out)
+            return
+        dtype = DTYPES[self.index.tensors[name].dtype]
+        reads = partial(self.read_tensor, name, region)
+        self.shared.read(key_of(name, region), out, dtype, reads, self.pulse)
 
     def read_tensor(self, name: str, region: Region, out: torch.Tensor) -> None:
         """The same of the index's tensor of that name."""
