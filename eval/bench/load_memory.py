@@ -46,9 +46,9 @@ TEXT = [
     "The device threads of one node load gpt345m in float32 (or as said) on the CPU: random, and "
     "from a copy of the random model saved in float32, in several formats. The peak is that of "
     "RssAnon, memory that no file backs, sampled every 2 ms; interpreter, torch and tokenizer are "
-    "in it. Before is RssAnon when all of these are loaded and no weight is. Weights are the plan's "
-    "bytes of the node's devices. Bytes read are those of all read calls of the process during the load, per byte of "
-    "the slices that its devices need, each slice counted once.",
+    "in it. Before is RssAnon when all of these are loaded and no weight is. Weights are the "
+    "plan's bytes of the node's devices. Bytes read are those of all read calls of the process "
+    "during the load, per byte of the slices that its devices need, each slice counted once.",
     "",
     "The bound is a peak of 1.2 times the weights, all included; where what is there before is "
     "more than a fifth of the weights, it is what the load adds to it that must keep the bound.",
