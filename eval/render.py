@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from eval.bench.parts import render_parts
 from eval.bench.render import render_bench
 from eval.kills.render import render_kills
 from eval.record import REPORTS, data_sentence, made_line, read_raw
@@ -24,6 +25,7 @@ def render(name: str) -> str:
         "load": render_load,
         "kills": render_kills,
         "mutations": render_mutations,
+        "parts": render_parts,
     }
     return renderers[raw["kind"]](name, raw)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ftjob.plan import Generation
+from ftjob.plan_generation import Generation
 from ftjob.tasks.base import GenerateRequest, Request
 
 
@@ -47,7 +47,7 @@ def chunks(
     generation: Generation | None = None,
 ) -> Iterator[Chunk]:
     """Chunks of at most `max_tokens` tokens; a longer row is a chunk of its own. Where rows are
-    continued, a chunk also has no more of them than enter slots at once and fit the cache."""
+    continued, a chunk also has no more of them than enter at once and fit the cache."""
     sequence = 0
     for batch in windows(requests, window):
         if by_length:
@@ -67,14 +67,14 @@ def chunks(
 
 
 def widest(rows: Sequence[Request], beams: int) -> int:
-    """Columns of cache that every slot of these rows may take: the longest prompt or source, and
+    """Columns of cache that each of these rows may take: the longest prompt or source, and
     the most new tokens of each beam, which another row may have."""
     held = [r for r in rows if isinstance(r, GenerateRequest)]
     return max(len(r.ids) for r in held) + beams * max(r.max_new_tokens for r in held)
 
 
 def _enter_together(rows: list[Request], generation: Generation | None) -> bool:
-    """Whether rows may be one chunk; in the cache every slot is as wide as the widest."""
+    """Whether rows may be one chunk; in the cache each is as wide as the widest."""
     if generation is None:
         return True
     cells = len(rows) * widest(rows, generation.beams)

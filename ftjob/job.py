@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,15 @@ from ftjob.errors import CheckpointError, ConfigError
 from ftjob.model.arch import Arch, Specials
 from ftjob.model.families import Family, family, family_of
 from ftjob.plan import Machine, Plan, make_plan
+from ftjob.prefix import Remark, choose_prefix, stated_prefix
 from ftjob.tasks.base import ModelLimits
 from ftjob.tokenizer import END_OF_TEXT, Tokenizer, open_tokenizer
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the model's weights come from and what they are. `index` is None for random ones."""
+    """Where the model's weights come from and what they are. `index` is None for random ones.
+    `prefix` is what the checkpoint states for the sources of dataset.pair."""
 
     arch: Arch
     specials: Specials
@@ -39,6 +41,7 @@ class ModelSource:
     index: CheckpointIndex | None
     origin: str
     ignored: tuple[str, ...]
+    prefix: str | None = None
 
     @property
     def parameters(self) -> int:
@@ -53,12 +56,13 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a rank needs to run."""
+    """Everything a rank needs to run. `remarks` are for the user, before the run."""
 
     config: JobConfig
     source: ModelSource
     tokenizer: Tokenizer
     plan: Plan
+    remarks: tuple[Remark, ...] = ()
 
     def limits(self) -> ModelLimits:
         """What a task must know to make requests."""
@@ -123,7 +127,8 @@ def identity_hash(facts: dict[str, Any]) -> str:
 
 
 def prepare(config: JobConfig, machine: Machine) -> Job:
-    """Find and check everything the configuration names.
+    """Find and check everything the configuration names. The job's own configuration has the
+    prefix that was chosen.
 
     Raises:
         ConfigError: for an impossible layout.
@@ -132,6 +137,8 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
     source = open_model(config)
     check_model_for_task(config, source.arch.seq2seq)
     folder = source.index.folder if source.index is not None else None
+    prefix, remarks = choose_prefix(config.dataset, source.prefix, source.arch, folder is None)
+    config = replace(config, dataset=replace(config.dataset, prefix=prefix))
     plan = make_plan(config, source.arch, source.rules, machine)
     spec = config.model.tokenizer
     if spec is None and folder is None:
@@ -143,7 +150,7 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
             f"model's vocabulary has {source.arch.vocab}. Name the model's own tokenizer with "
             "model.tokenizer=PATH."
         )
-    return Job(config, source, tokenizer, plan)
+    return Job(config, source, tokenizer, plan, tuple(remarks))
 
 
 def open_model(config: JobConfig) -> ModelSource:
@@ -187,7 +194,8 @@ def model_of(config: JobConfig, index: CheckpointIndex, origin: str) -> ModelSou
     whole = place_all(rules, arch.layers, arch.encoder_layers)
     ignored = [*check_tensors(index, whole, kind.IGNORED), *index.unused]
     specials = read_specials(kind, index, arch.vocab)
-    return ModelSource(arch, specials, rules, index, origin, tuple(ignored))
+    prefix = stated_prefix(index.config, config.dataset.pair)
+    return ModelSource(arch, specials, rules, index, origin, tuple(ignored), prefix)
 
 
 def known_of(config: JobConfig, folder: Path) -> Known:

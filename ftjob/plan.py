@@ -16,12 +16,15 @@ from ftjob.checkpoint.shard import Placed, TensorRule, place
 from ftjob.config.groups import JobConfig
 from ftjob.errors import ConfigError
 from ftjob.model.arch import Arch
+from ftjob.plan_generation import (
+    Generation,
+    choosing_bytes,
+    plan_generation,
+    score_bytes,
+    slots_of,
+)
 
 DTYPE_BYTES = MappingProxyType({"f32": 4, "bf16": 2, "f16": 2})
-# Rows x beams at once, and steps between two looks at which are finished: a look makes a GPU's host
-# wait for the device, on a CPU it costs nothing.
-AUTO_LANES = 256
-AUTO_STOP_EVERY = MappingProxyType({"cpu": 1, "cuda": 4})
 # Tokens of a batch: for a replica of one stage, and the least that pipelining makes of it. A CPU
 # is as fast with 512 as with 2048, and 8 % slower with 256 (demo model over LAMBADA).
 AUTO_TOKENS = MappingProxyType({"cpu": (2048, 512), "cuda": (16384, 2048)})
@@ -71,19 +74,6 @@ class DeviceSpec:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """How a replica decodes, in each of its micro-batches (one a stage): `slots` rows at once, of
-    `beams` lanes each; chunks of at most `refill` rows enter; all rows take at most `cells` columns
-    of cache; finished rows are looked for every `stop_every` steps."""
-
-    slots: int
-    beams: int
-    refill: int
-    cells: int
-    stop_every: int
-
-
-@dataclass(frozen=True)
 class Plan:
     """The whole layout. `devices` are in mesh order: tensor fastest, then pipeline, then data."""
 
@@ -105,14 +95,18 @@ class Plan:
         return sorted({d.rank for d in self.devices if d.data == replica})
 
     def rows_that_fit(self, tokens_per_row: int) -> int:
-        """Rows of that length whose cache fits beside weights and workspace, on every device."""
+        """Rows of that length whose cache fits beside weights and workspace, on every device. Where
+        rows are continued, one micro-batch at a time has attention scores besides."""
         if tokens_per_row < 1:
             raise ValueError("tokens_per_row must be at least 1")
+        scores = 0 if self.generation is None else self.generation.score_bytes
         free = [
             self.machine.memory_bytes - d.weight_bytes - self.workspace_bytes for d in self.devices
         ]
         return min(
-            max(0, f) // (d.cache_bytes_per_token * tokens_per_row)
+            max(0, f)
+            * self.pipeline
+            // ((d.cache_bytes_per_token * self.pipeline + scores) * tokens_per_row)
             for f, d in zip(free, self.devices, strict=True)
         )
 
@@ -177,9 +171,10 @@ def make_plan(
     workspace = _workspace_bytes(arch, tensor, max_tokens, dtype_bytes)
     generation = None
     if config.dataset.generates:
-        slots = _slots(config)
-        workspace += _choosing_bytes(arch, tensor, slots * config.decode.beams, machine.device)
-        generation = _generation(config, machine, devices, slots, workspace)
+        slots, beams = slots_of(config), config.decode.beams
+        workspace += choosing_bytes(arch, tensor, slots * beams, machine.device)
+        scores = score_bytes(arch, tensor, beams, dtype_bytes)
+        generation = plan_generation(config, machine, devices, workspace, slots, scores)
     return Plan(tensor, pipeline, data, machine, tuple(devices), max_tokens, workspace, generation)
 
 
@@ -246,50 +241,6 @@ def _batch_tokens(config: JobConfig, machine: Machine) -> int:
         return wanted
     whole, least = AUTO_TOKENS[machine.device]
     return max(least, whole // config.parallel.pipeline)
-
-
-def _slots(config: JobConfig) -> int:
-    """Rows that one micro-batch decodes at once; a replica has as many micro-batches as stages."""
-    wanted = config.batch.lanes
-    lanes = wanted if isinstance(wanted, int) else AUTO_LANES
-    return max(1, lanes // config.decode.beams // config.parallel.pipeline)
-
-
-def _choosing_bytes(arch: Arch, tensor: int, lanes: int, device: str) -> int:
-    """What a decode step takes to choose tokens: f32 logits and their softmax, and on a CPU the
-    copy of the head that its fast products read."""
-    rows = -(-arch.vocab // tensor)
-    return 8 * lanes * rows + (4 * rows * arch.hidden if device == "cpu" else 0)
-
-
-def _generation(
-    config: JobConfig, machine: Machine, devices: list[DeviceSpec], slots: int, workspace: int
-) -> Generation:
-    """How rows are decoded in the memory that weights and workspace leave.
-
-    Raises:
-        ConfigError: where they leave none, with the numbers.
-    """
-    every, pipeline = config.batch.stop_every, config.parallel.pipeline
-    cells = machine.memory_bytes
-    for device in devices:
-        room = machine.memory_bytes - device.weight_bytes - workspace
-        cells = min(cells, room // (device.cache_bytes_per_token * pipeline))
-    if cells < 1:
-        worst = max(d.weight_bytes for d in devices)
-        raise ConfigError(
-            f"cluster.memory_gb: a device has {machine.memory_bytes / 1e9:.3g} GB, weights take "
-            f"{worst / 1e9:.3g} GB and workspace {workspace / 1e9:.3g} GB of them, and nothing is "
-            "left for a cache. Raise parallel.tensor or parallel.pipeline, or lower batch.lanes or "
-            "batch.max_tokens."
-        )
-    return Generation(
-        slots=slots,
-        beams=config.decode.beams,
-        refill=max(1, slots // 4),
-        cells=cells,
-        stop_every=every if isinstance(every, int) else AUTO_STOP_EVERY[machine.device],
-    )
 
 
 def _replicas(config: JobConfig, machine: Machine, per_replica: int) -> int:

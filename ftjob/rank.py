@@ -259,13 +259,14 @@ class Rank:
             self.halt.set()
         for device in self.devices:
             device.thread.inbox.put(None)
+        limit_s = self.limit_s if self.cause is None else GIVE_UP_S
         for device in self.devices:
             if device.thread.ident is not None:
-                device.thread.join(self.limit_s if self.cause is None else GIVE_UP_S)
+                device.thread.join(limit_s)
         courier = self.wiring.courier
         if courier is not None and courier.ident is not None:
             courier.finish()
-            courier.join(GIVE_UP_S)
+            courier.join(limit_s)
         while self.cause is None and not self.outbox.empty():
             try:
                 self._heard(self.outbox.get())

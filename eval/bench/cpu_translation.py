@@ -20,8 +20,9 @@ from eval.record import file_facts, provenance
 
 # name, kind, batch or layout, workers, OMP threads
 OURS = (
-    ("ftjob, two devices of one thread (cluster.devices_per_node=2)", "ftjob", "t1p1d2", 1),
     ("ftjob, one device of two threads (the default)", "ftjob", "t1p1d1", 2),
+    ("ftjob, two devices of one thread (cluster.devices_per_node=2)", "ftjob", "t1p1d2", 1),
+    ("ftjob, two ranks of one thread (as mpirun -n 2)", "ftjob_ranks", "2", 1),
 )
 WORKERS = {"1": "", "2": ", two workers of a thread"}
 BATCHES = (("32", "1"), ("64", "1"), ("128", "1"), ("32", "2"), ("64", "2"), ("128", "2"))

@@ -7,6 +7,7 @@ ones of the best hypothesis, the end token included and the start token not.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,53 @@ def read_material(source: str = "", target: str = "") -> Material:
 def ftjob(layout: str, beams: str, *data: str) -> Runner:
     """ftjob's device threads in a layout."""
     material = read_material(*data)
+    run, ready = _job(material, layout, beams, range(len(material.ids)))
+    return material.runner(run, lambda found: [found[i] for i in range(len(found))], ready)
+
+
+def ftjob_ranks(count: str, beams: str, *data: str) -> Runner:
+    """As many processes of one device, as `mpirun -n COUNT` has them; of the rows in order of
+    length each takes every COUNT-th."""
+    material, context = read_material(*data), multiprocessing.get_context("spawn")
+    pipes = []
+    for rank in range(int(count)):
+        ours, theirs = context.Pipe()
+        about = (theirs, rank, int(count), beams, data)
+        context.Process(target=_serve, args=about, daemon=True).start()
+        pipes.append(ours)
+    for pipe in pipes:
+        pipe.recv()
+
+    def run() -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for pipe in pipes:
+            pipe.send("go")
+        for pipe in pipes:
+            found |= pipe.recv()
+        return found
+
+    def ready() -> None:
+        for pipe in pipes:
+            pipe.send("ready")
+        for pipe in pipes:
+            pipe.recv()
+
+    return material.runner(run, lambda found: [found[i] for i in range(len(found))], ready)
+
+
+def _serve(pipe: Any, rank: int, count: int, beams: str, data: tuple[str, ...]) -> None:
+    """The process of one rank."""
+    material = read_material(*data)
+    run, ready = _job(material, "t1p1d1", beams, _longest_first(material.ids)[rank::count])
+    pipe.send(None)
+    while True:
+        pipe.send(run() if pipe.recv() == "go" else ready())
+
+
+def _job(
+    material: Material, layout: str, beams: str, rows: Sequence[int]
+) -> tuple[Callable[[], dict[int, list[int]]], Callable[[], None]]:
+    """What runs these rows through the devices of a layout, and what makes them ready before."""
     decode = [f"decode.beams={beams}", f"decode.max_new_tokens={MAX_NEW_TOKENS}"]
     config = compose(
         [
@@ -92,8 +140,8 @@ def ftjob(layout: str, beams: str, *data: str) -> Runner:
     )
     job = prepare(config, make_machine(config.cluster, World(0, 1, "none"), {}))
     requests: list[Any] = [
-        GenerateRequest(Row(i, i + 1, b"", ""), str(i), ids, MAX_NEW_TOKENS)
-        for i, ids in enumerate(material.ids)
+        GenerateRequest(Row(i, i + 1, b"", ""), str(i), material.ids[i], MAX_NEW_TOKENS)
+        for i in rows
     ]
     devices = Devices(job)
 
@@ -107,9 +155,7 @@ def ftjob(layout: str, beams: str, *data: str) -> Runner:
         )
         return {r.row.index: g.hypotheses[0].ids for r, g in devices.answers(formed)}
 
-    return material.runner(
-        run, lambda found: [found[i] for i in range(len(requests))], devices.start
-    )
+    return run, devices.start
 
 
 def transformers(size: str, beams: str, *data: str) -> Runner:
@@ -193,4 +239,9 @@ def _until(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end) + 1] if end in ids else ids
 
 
-KINDS: Kinds = {"ftjob": ftjob, "transformers": transformers, "ctranslate2": ctranslate2}
+KINDS: Kinds = {
+    "ftjob": ftjob,
+    "ftjob_ranks": ftjob_ranks,
+    "transformers": transformers,
+    "ctranslate2": ctranslate2,
+}

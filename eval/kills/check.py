@@ -55,6 +55,8 @@ def check_samples(reference: Path, run: Path, journals: Sequence[Journal]) -> li
     if not comparison.same:
         differing = comparison.differences or comparison.excused
         problems.append(f"other answers: {'; '.join(differing[:SHOWN])}")
+    if comparison.left_out:
+        problems.append(f"fields of one run alone: {'; '.join(comparison.left_out)}")
     return problems
 
 

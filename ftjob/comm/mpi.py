@@ -104,9 +104,10 @@ class Courier(threading.Thread):
         self.error: Exception | None = None
 
     def run(self) -> None:
-        """Carry until `finish`, or until the rank has given up."""
+        """Carry until `finish`, and then what is still on its way to others, who may need it to
+        end; or until the rank has given up."""
         try:
-            while not self._over.is_set():
+            while not (self._over.is_set() and self._delivered()):
                 self._pulse()
                 moved = [self._step(lane) for lane in self._lanes]
                 if not any(moved):
@@ -117,8 +118,12 @@ class Courier(threading.Thread):
             self.error = error
 
     def finish(self) -> None:
-        """End the thread."""
+        """Let the thread end: the devices have, so nothing is put or taken any more."""
         self._over.set()
+
+    def _delivered(self) -> bool:
+        outgoing = (lane for lane in self._lanes if lane.outgoing)
+        return all(lane.pipe.empty and not lane.requests for lane in outgoing)
 
     def _step(self, lane: Lane) -> bool:
         """Move a lane on. False where there was nothing to do."""

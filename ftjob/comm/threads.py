@@ -196,6 +196,12 @@ class Pipe:
             return taken
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing is on its way."""
+        with self._condition:
+            return not self._held
+
+    @property
     def room(self) -> bool:
         """Whether another chunk's activations may be put."""
         with self._condition:

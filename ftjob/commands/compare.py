@@ -31,6 +31,8 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{title}: {line}")
         if len(lines) > SHOWN:
             print(f"{title}: and {len(lines) - SHOWN} more")
+    for line in found.left_out:
+        print(f"left out: {line}")
     print(
         f"{found.rows} rows: {'the same answers' if found.same else 'NOT the same answers'} "
         f"({len(found.differences)} differences, {len(found.excused)} rows excused, "

@@ -54,6 +54,7 @@ def render(
 ) -> str:
     """The page, as text."""
     arch, machine = source.arch, plan.machine
+    tokens = _row_tokens(plan, input_len, output_len)
     ranks = f"{machine.ranks} rank{'s' if machine.ranks > 1 else ''}"
     lines = [
         f"model      {config.model.name} ({arch.family}): {parameters(source.parameters)} "
@@ -64,12 +65,12 @@ def render(
         f"{ranks}",
         f"memory     {size(machine.memory_bytes)} a device ({machine.memory_source})",
         "",
-        *_stage_table(plan, _row_tokens(plan, input_len, output_len)),
+        *_stage_table(plan, tokens),
         "",
         f"workspace  {size(plan.workspace_bytes)} a device for batches of {plan.max_tokens} "
         "tokens (estimate)",
         _batch_line(plan, input_len, output_len),
-        *_decode_line(plan),
+        *_decode_line(plan, tokens),
         *_pipeline_line(config, source, plan),
     ]
     return "\n".join(lines) + "\n"
@@ -112,20 +113,22 @@ def _stage_table(plan: Plan, tokens: int) -> list[str]:
 
 
 def _row_tokens(plan: Plan, input_len: int, output_len: int) -> int:
-    """Tokens of a row that the cache holds: each beam has new ones of its own."""
-    beams = 1 if plan.generation is None else plan.generation.beams
-    return input_len + beams * output_len
+    """Tokens of a row that the cache holds: each beam has new ones of its own, and goes on making
+    them until the row is seen to be finished."""
+    room = plan.generation
+    return input_len + (output_len if room is None else room.beams * output_len + room.overrun)
 
 
-def _decode_line(plan: Plan) -> list[str]:
-    """How rows are continued, where they are."""
+def _decode_line(plan: Plan, tokens: int) -> list[str]:
+    """How rows are continued, where they are: rows of that many tokens of cache."""
     room = plan.generation
     if room is None:
         return []
     batches = f" in each of {plan.pipeline} micro-batches" if plan.pipeline > 1 else ""
     return [
         f"decode     {room.slots:,} rows at once of {room.beams} beam{'s' * (room.beams > 1)}"
-        f"{batches}; up to {room.refill:,} enter together"
+        f"{batches}; up to {room.refill:,} enter together; a step's attention takes "
+        f"{size(room.score_bytes * tokens)} a row"
     ]
 
 
@@ -139,8 +142,9 @@ def _batch_line(plan: Plan, input_len: int, output_len: int) -> str:
         whole = f"; {rows * plan.data:,} over all replicas" if plan.data > 1 else ""
         return f"batch      {rows:,} rows of {shape} fit a replica{whole}"
     worst = max(plan.devices, key=lambda d: d.weight_bytes)
-    cache = worst.cache_bytes_per_token * tokens
-    need = worst.weight_bytes + plan.workspace_bytes + cache
+    scores = 0 if plan.generation is None else plan.generation.score_bytes
+    row = (worst.cache_bytes_per_token + scores) * tokens
+    need = worst.weight_bytes + plan.workspace_bytes + row
     return (
         f"batch      does not fit: one row of {shape} needs {size(need)} on the fullest device, "
         f"which has {size(plan.machine.memory_bytes)}. Raise parallel.tensor or "

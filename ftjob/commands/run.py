@@ -124,6 +124,8 @@ def run(
     remark = bound_ranks(hellos) if link.size > 1 and machine.device == "cpu" else None
     if remark:
         log.write("note", remark)
+    for said in job.remarks:
+        log.write(said.level, said.text)
     for path in history.torn:
         log.write("warning", f"{path.name}: a torn last line was cut off; its rows run again")
     if history.entries:
@@ -240,5 +242,9 @@ def _describe(folder: RunFolder, job: Job, overrides: Sequence[str]) -> None:
     write_json(folder.file("identity.json"), facts)
     write_text(folder.file("config.yaml"), OmegaConf.to_yaml(job.config.as_dict()))
     write_text(folder.file("overrides.txt"), "".join(f"{o}\n" for o in overrides))
-    write_json(folder.file("plan.json"), {"plan": job.plan.as_dict(), "model": job.model_facts()})
+    warnings = [remark.text for remark in job.remarks if remark.level == "warning"]
+    write_json(
+        folder.file("plan.json"),
+        {"plan": job.plan.as_dict(), "model": job.model_facts(), "warnings": warnings},
+    )
     write_json(folder.file("environment.json"), {**describe(os.environ), "argv": sys.argv[1:]})

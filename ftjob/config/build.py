@@ -7,6 +7,7 @@ the first one that does not fit is refused with key, value, rule and the nearest
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -69,6 +70,8 @@ def checked(leaf: Key, value: Any) -> Any:
             raise ConfigError(f"{leaf.name}={_show(value)}: must be {leaf.rule.text} ({leaf.doc}).")
         return converted
     hint = f" {nearest(value, leaf.choices)}" if leaf.choices and isinstance(value, str) else ""
+    if isinstance(value, int) and _wide(value):
+        hint = " Whole numbers have at most 64 bits."
     raise ConfigError(f"{leaf.name}={_show(value)}: must be {leaf.type_text} ({leaf.doc}).{hint}")
 
 
@@ -92,12 +95,24 @@ def _convert(kind: Any, value: Any) -> tuple[bool, Any]:
         return value is None, None
     if kind is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number, float(value) if number else None
+        return number, _real(value) if number else None
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool), value
+        return isinstance(value, int) and not isinstance(value, bool) and not _wide(value), value
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return True, str(value)  # model.revision=12345 and run.name=7 are words to the user
     return isinstance(value, kind), value
+
+
+def _real(value: int | float) -> float:
+    """The float of a number; one that is too large for it is infinite, which no rule allows."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _wide(value: int) -> bool:
+    return not -(1 << 63) <= value < 1 << 63
 
 
 def _show(value: Any) -> str:

@@ -21,6 +21,16 @@ def file_kind(path: str) -> str:
     return PurePath(PurePath(path).name.removesuffix(".gz")).suffix.lower()
 
 
+def is_text_alone(data: DatasetConfig) -> bool:
+    """Whether dataset.path is a text of sources, a row a line, without references: by its ending,
+    or because it is no table and none are wanted."""
+    if data.task != "translation" or data.path is None or data.path.startswith("builtin:"):
+        return False
+    kind = file_kind(data.path)
+    alone = data.target_path is None
+    return alone and (kind == TEXT or (kind not in TABLES and data.target_column is None))
+
+
 def check_dataset(config: JobConfig) -> None:
     """Refuse rows that could not be read, asked or scored as configured.
 

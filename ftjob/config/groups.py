@@ -12,8 +12,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
-from ftjob.config.keys import POSITIVE, Rule, about, at_least, between, key, keys_of
+from ftjob.config.keys import FINITE, Rule, about, at_least, between, key, keys_of, positive
 from ftjob.errors import ConfigError
+
+# Most new tokens of a row: for so many the searches keep some numbers of every lane.
+MOST_NEW_TOKENS = 65536
+MOST_DEVICES = 1024
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,12 @@ class DatasetConfig:
     target_column: str | None = key(
         "target", "column that holds the reference translation; null is none, so no score"
     )
-    prefix: str = key("", "text put before every source", shapes_answer=True)
+    prefix: str | None = key(
+        None,
+        "text put before every source; null is what the checkpoint's config.json states for pair, "
+        "else none",
+        shapes_answer=True,
+    )
     max_source_tokens: int | None = key(
         None,
         "longest source in tokens, prefix and end token included; null is what the model allows",
@@ -151,7 +160,7 @@ class DatasetConfig:
     expect: dict[str, float] = field(
         default_factory=dict,
         metadata=about(
-            "metric -> least value in the units of results.json; below it the job exits 5"
+            "metric -> least value in the units of results.json; below it the job exits 5", FINITE
         ),
     )
 
@@ -174,12 +183,13 @@ class DecodeConfig:
     max_new_tokens: int = key(
         128,
         "most new tokens of a row, end token included; a row's own max_new_tokens comes first",
-        rule=at_least(1),
+        rule=between(1, MOST_NEW_TOKENS),
         shapes_answer=True,
     )
     length_penalty: float = key(
         1.0,
         "hypotheses rank by cum_logprob / length ** length_penalty (beams > 1)",
+        rule=between(-10, 10),
         shapes_answer=True,
     )
     early_stopping: bool | Literal["never"] = key(
@@ -208,14 +218,14 @@ class BatchConfig:
     )
     lanes: Literal["auto"] | int = key(
         "auto",
-        "rows x beams that a replica decodes at once, at least a row a stage; auto is 256, less "
-        "where memory is short",
+        "rows x beams that a replica decodes at once, fewer where memory is short; at least beams "
+        "x pipeline, a row a stage; auto is 256, or as many as that",
         rule=at_least(1),
     )
     stop_every: Literal["auto"] | int = key(
         "auto",
         "decode steps between two looks at which rows are finished; auto is 1 on CPU, 4 on GPU",
-        rule=at_least(1),
+        rule=between(1, 256),
     )
     window: int = key(16384, "rows sorted by length at a time", rule=at_least(1))
     order: Literal["length", "dataset"] = key("length", "order of rows within a window")
@@ -227,17 +237,20 @@ class ClusterConfig:
 
     name: Literal["local"] = key("local", "launcher")
     nodes: Literal["auto"] | int = key(
-        "auto", "nodes, one rank each; auto is the number of ranks started", rule=at_least(1)
+        "auto",
+        "nodes, one rank each; auto is the number of ranks started",
+        rule=between(1, 65536),
     )
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto is cuda where a GPU is visible")
     devices_per_node: Literal["auto"] | int | tuple[int, ...] = key(
         "auto",
-        "devices of a node, or a list with a number per node; auto is the visible GPUs, else 1",
+        f"devices of a node, from 1 to {MOST_DEVICES}, or a list with a number per node; auto is "
+        "the visible GPUs, else 1",
     )
     memory_gb: Literal["auto"] | float = key(
         "auto",
         "memory of one device, in 1e9 bytes, that plan may fill; auto asks this machine",
-        rule=POSITIVE,
+        rule=positive(1_000_000),
     )
 
 
@@ -251,10 +264,12 @@ class RunConfig:
     deadline_s: float = key(
         60.0,
         "seconds a device or a rank may be silent before the job ends (exit 124)",
-        rule=POSITIVE,
+        rule=positive(1_000_000),
     )
     progress_s: float = key(
-        30.0, "seconds between progress lines where stderr is no terminal", rule=POSITIVE
+        30.0,
+        "seconds between progress lines where stderr is no terminal",
+        rule=positive(1_000_000),
     )
 
 
@@ -339,7 +354,6 @@ def check_fields_together(config: JobConfig) -> None:
             "model.checkpoint is not set: give a folder, a hub id, or random "
             "(model.checkpoint=PATH)."
         )
-    if isinstance(config.cluster.devices_per_node, int) and config.cluster.devices_per_node < 1:
-        raise ConfigError(
-            f"cluster.devices_per_node={config.cluster.devices_per_node}: must be at least 1."
-        )
+    counts = config.cluster.devices_per_node
+    if isinstance(counts, int) and not 1 <= counts <= MOST_DEVICES:
+        raise ConfigError(f"cluster.devices_per_node={counts}: must be from 1 to {MOST_DEVICES}.")

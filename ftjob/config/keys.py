@@ -7,6 +7,7 @@ overrides against them, and `table` renders the README's list of keys from them.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -28,11 +29,16 @@ def at_least(low: int) -> Rule:
 
 
 def between(low: int, high: int) -> Rule:
-    """Whole numbers from `low` to `high`."""
-    return Rule(f"from {low} to {high}", lambda v: low <= v <= high)
+    """Numbers from `low` to `high`; words such as auto are left to the type."""
+    return Rule(f"from {low} to {high}", lambda v: isinstance(v, str) or low <= v <= high)
 
 
-POSITIVE = Rule("above 0", lambda v: isinstance(v, str) or v > 0)
+def positive(high: int) -> Rule:
+    """Numbers above 0, `high` at most; words such as auto are left to the type."""
+    return Rule(f"above 0, at most {high}", lambda v: isinstance(v, str) or 0 < v <= high)
+
+
+FINITE = Rule("finite numbers", lambda v: all(map(math.isfinite, v.values())))
 
 
 def key(default: Any, doc: str, *, rule: Rule | None = None, shapes_answer: bool = False) -> Any:

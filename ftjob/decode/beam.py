@@ -98,13 +98,13 @@ class BeamSearch:
         self._open[slots, 0] = 0.0
         self._pool[slots] = -torch.inf
 
-    def move(self, source: int, target: int) -> None:
-        """Copy what is kept of one slot over another."""
+    def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        """Copy what is kept of slots over others."""
         for state in (
             *(self._length, self._limit, self._done, self._open),
             *(self._history, self._logprobs, self._gaps, self._pool, self._endings),
         ):
-            state[target] = state[source]
+            state[targets] = state[sources]
 
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
         """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten."""

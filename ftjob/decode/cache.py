@@ -1,133 +1,114 @@
-"""The keys and values of the rows in decode: a prefix each row's beams share, and a tail.
+"""The keys and values of the rows of a cohort: a prefix each row's beams share, and a tail.
 
-A slot's columns are its prompt's, then W for each step, one a beam. A mask says which of them a
-lane may see: exactly those of its own ancestors. So when beams change their order, only rows of
-the mask move, never keys. `loop` fills and follows it; the stage's attention reads it.
+A row's columns are its prompt's, one for the first step, then W for each step, one a beam. All rows
+of a cohort are at the same step, so a step writes the same columns in each. A mask says which of
+them a lane may see: exactly those of its own ancestors. So when beams change their order, only rows
+of the mask move, never keys. `loop` fills and follows it; the stage's attention reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
+from ftjob.decode.cohorts import Cohort
 from ftjob.model.arch import Arch
 from ftjob.model.attention import Kept, StepView
 from ftjob.model.layers import Kind
 
 
 class Cache:
-    """The cache of one micro-batch on one device, for `layers` layers. Grows as rows need it; new
-    memory is zero, because what a mask hides is still multiplied by a weight of zero."""
+    """The cache of one cohort on one device, for `layers` layers, for its whole life.
 
-    def __init__(
-        self, arch: Arch, layers: int, ways: int, slots: int, beams: int, cells: int, kind: Kind
-    ) -> None:
+    Columns are written before they are seen, so memory is not cleared (a CPU's is not even taken
+    before that); only behind the ends of shorter prompts and sources it is, because what a mask
+    hides is still multiplied by a weight of zero.
+    """
+
+    def __init__(self, arch: Arch, layers: int, ways: int, cohort: Cohort, kind: Kind) -> None:
         dtype, device = kind
-        self.beams, self._seq2seq, self._positions = beams, arch.seq2seq, arch.positions
-        self._cells = cells
-        empty = torch.zeros(0, arch.heads // ways, 0, arch.head_size, dtype=dtype, device=device)
-        self.kept = [Kept(empty, empty) for _ in range(layers)]
-        self.sources = [Kept(empty, empty) for _ in range(layers if arch.seq2seq else 0)]
-        self._room = (0, 0, 0)  # slots, columns of keys and of the source that there is memory for
-        self._mask = torch.zeros(slots, beams, 0, device=device)  # 0 where a lane sees, else -inf
-        self._source_mask = torch.zeros(slots, 0, device=device)
-        self._prefix = torch.zeros(slots, dtype=torch.int64, device=device)
-        self._steps = torch.zeros_like(self._prefix)
-        self._slots = torch.arange(slots, device=device)
-        self._lanes = torch.arange(beams, device=device)
+        self._cohort, self._positions, self._device = cohort, arch.positions, device
+        rows, beams = cohort.entered, cohort.beams
+        heads, size = arch.heads // ways, arch.head_size
+        read = [len(r.ids) - (0 if arch.seq2seq else 1) for r in cohort.rows]
+        ragged = read[-1] < read[0]
+        tail = cohort.cells - cohort.prefix - cohort.source
 
-    def reserve(self, rows: int, keys: int, source: int) -> None:
-        """Make room for the first `rows` slots, with that many columns of keys each, and of the
-        source. More than that is taken ahead only within the `cells` of the plan: where rows are
-        wide there is memory for few slots."""
-        slots, columns, width = self._room
-        if rows <= slots and keys <= columns and source <= width:
-            return
-        most = self._cells // rows
-        if keys > columns:
-            columns = max(keys + 8 * self.beams, columns * 3 // 2)
-        width = max(source, min(width, most - keys))
-        columns = max(keys, min(columns, most - width))
-        slots = max(rows, min(len(self._slots), self._cells // max(1, columns + width)))
-        self._room = (slots, columns, width)
-        for every, wide in ((self.kept, columns), (self.sources, width)):
-            for i, kept in enumerate(every):  # one by one, so that little is held twice
-                every[i] = Kept(*(_resized(t, slots, wide) for t in (kept.keys, kept.values)))
-        if columns > self._mask.shape[2]:
-            larger = self._mask.new_full((*self._mask.shape[:2], columns), -torch.inf)
-            larger[:, :, : self._mask.shape[2]] = self._mask
-            self._mask = larger
-        if width > self._source_mask.shape[1]:
-            wider = self._source_mask.new_full((len(self._slots), width), -torch.inf)
-            wider[:, : self._source_mask.shape[1]] = self._source_mask
-            self._source_mask = wider
+        own = (layers, 2, rows, heads, cohort.prefix + tail, size)
+        across = (layers if arch.seq2seq else 0, 2, rows, heads, cohort.source, size)
+        self._own = torch.empty(own, dtype=dtype, device=device)
+        self._across = torch.empty(across, dtype=dtype, device=device)
+        if ragged:
+            self._own[..., : cohort.prefix, :].zero_()
+            self._across.zero_()
+        self.kept = [Kept(own) for own in self._own]
+        self.sources = [Kept(across) for across in self._across]
+        lengths = torch.tensor(read, device=device).unsqueeze(1)
+        self._prefix = None if arch.positions is None else lengths
+        hidden = _hidden(torch.arange(read[0], device=device) >= lengths) if ragged else None
+        self._source_mask = hidden if arch.seq2seq else None  # [rows, source]
+        # [rows, W, columns], 0 where a lane sees and else -inf; None where all see all
+        self._mask: torch.Tensor | None = None
+        if beams > 1 or (ragged and not arch.seq2seq):
+            columns = self._own.shape[4]
+            self._mask = torch.full((rows, beams, columns), -torch.inf, device=device)
+            self._mask[:, :, : cohort.prefix + 1] = 0.0
+            if hidden is not None and not arch.seq2seq:
+                self._mask[:, :, : cohort.prefix] = hidden.unsqueeze(1)
 
-    def enter(self, first: int, lengths: Sequence[int]) -> None:
-        """New rows in slots `first`..: so many tokens of prompt in the cache, or of source."""
-        slots = slice(first, first + len(lengths))
-        sizes = torch.tensor(lengths, device=self._prefix.device).unsqueeze(1)
-        self._steps[slots] = 0
-        self._mask[slots] = -torch.inf
-        if self._seq2seq:
-            places = torch.arange(self._source_mask.shape[1], device=sizes.device)
-            self._source_mask[slots] = _hidden(places >= sizes)
-        else:
-            self._prefix[slots] = sizes.squeeze(1)
-            places = torch.arange(self._mask.shape[2], device=sizes.device)
-            self._mask[slots] = _hidden(places >= sizes).unsqueeze(1)
-
-    def move(self, source: int, target: int, keys: int) -> None:
-        """Copy a slot over another one; `keys` are the columns in use."""
-        for kept in self.kept:
-            for state in (kept.keys, kept.values):
-                state[target, :, :keys] = state[source, :, :keys]
-        for kept in self.sources:
-            for state in (kept.keys, kept.values):
+    def move(self, source: int, target: int) -> None:
+        """Copy a row over another one that has left."""
+        used = self._cohort.keys
+        self._own[:, :, target, :, :used] = self._own[:, :, source, :, :used]
+        self._across[:, :, target] = self._across[:, :, source]
+        for state in (self._mask, self._source_mask, self._prefix):
+            if state is not None:
                 state[target] = state[source]
-        for state in (self._mask, self._source_mask, self._prefix, self._steps):
-            state[target] = state[source]
 
-    def follow(self, parents: torch.Tensor, keys: int) -> None:
-        """The first n slots go on: each lane with what its parent saw. `parents` is [n, W]."""
-        n = len(parents)
-        if self.beams > 1:
+    def follow(self, parents: torch.Tensor) -> None:
+        """The rows go on: each lane with what its parent saw in the step. `parents` is [n, W]."""
+        n, keys = len(parents), self._cohort.keys
+        if self._cohort.lanes > 1:
+            assert self._mask is not None
             seen = self._mask[:n, :, :keys]
-            self._mask[:n, :, :keys] = seen.gather(1, parents.unsqueeze(2).expand(seen.shape))
-        self._steps[:n] += 1
+            seen.copy_(seen.gather(1, parents.unsqueeze(2).expand(seen.shape)))
 
-    def view(self, n: int, keys: int, source: int) -> StepView:
-        """What the next step of the first n slots sees: `keys` columns at most, its own included,
-        and `source` of the source."""
-        prefix, steps = self._prefix[:n, None], self._steps[:n, None]
-        columns = prefix + steps * self.beams + self._lanes  # [n, W]
-        slots = self._slots[:n, None].expand(columns.shape)
-        self._mask[slots, self._lanes, columns] = 0.0
-        positions = (prefix + steps).expand(columns.shape)
-        if self._positions is not None:  # a row that is finished but not yet seen to be may pass
-            positions = positions.clamp(max=self._positions - 1)
-        places = torch.arange(keys, device=columns.device)
-        back = steps - (places - prefix).div(self.beams, rounding_mode="floor")  # [n, keys]
+    def view(self) -> StepView:
+        """What the cohort's next step sees."""
+        cohort, n = self._cohort, len(self._cohort.rows)
+        lanes, column, keys = cohort.lanes, cohort.column, cohort.keys
+        mask = None
+        if self._mask is not None:
+            mask = self._mask[:n, :lanes, :keys]
+            mask[:, :, column:].diagonal(dim1=1, dim2=2).fill_(0.0)
+        positions = None
+        if self._prefix is not None:
+            assert self._positions is not None
+            positions = (self._prefix[:n] + cohort.steps).expand(n, lanes)
+            # a row that is finished but not yet seen to be may pass the last one
+            positions = positions.reshape(-1).clamp(max=self._positions - 1)
         return StepView(
             n,
-            self.beams,
-            slots.reshape(-1),
-            columns.reshape(-1),
-            positions.reshape(-1),
-            self._mask[:n, None, :, :keys],
-            back.clamp(min=0),
-            self._source_mask[:n, None, None, :source] if self._seq2seq else None,
+            lanes,
+            column,
+            keys,
+            positions,
+            None if mask is None else mask.unsqueeze(1),
+            self._distances() if self._across.shape[0] else None,
+            None if self._source_mask is None else self._source_mask[:n, None, None],
+            self.kept,
+            self.sources,
         )
+
+    def _distances(self) -> torch.Tensor:
+        """Steps back to each column: [keys], behind an encoder, where there is no prompt."""
+        cohort = self._cohort
+        if cohort.beams == 1:
+            return torch.arange(cohort.steps, -1, -1, device=self._device)
+        places = torch.arange(cohort.keys, device=self._device)
+        step = (places + (cohort.beams - 1)).div(cohort.beams, rounding_mode="floor")
+        return cohort.steps - step
 
 
 def _hidden(padding: torch.Tensor) -> torch.Tensor:
     """-inf where true, else 0."""
     return torch.zeros(padding.shape, device=padding.device).masked_fill_(padding, -torch.inf)
-
-
-def _resized(state: torch.Tensor, slots: int, columns: int) -> torch.Tensor:
-    """Keys or values [slot, heads, column, size] with as many slots and columns as asked for."""
-    other = state.new_zeros((slots, state.shape[1], columns, state.shape[3]))
-    slots, columns = min(slots, state.shape[0]), min(columns, state.shape[2])
-    other[:slots, :, :columns] = state[:slots, :, :columns]
-    return other

@@ -58,10 +58,10 @@ class Greedy:
         self._limit[slots] = torch.tensor(max_new_tokens, device=self._limit.device)
         self._done[slots] = False
 
-    def move(self, source: int, target: int) -> None:
-        """Copy what is kept of one slot over another."""
+    def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        """Copy what is kept of slots over others."""
         for state in (self._length, self._limit, self._done, self._ids, self._figures):
-            state[target] = state[source]
+            state[targets] = state[sources]
 
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
         """One step of slots 0..n-1, from f32 logits [n, V/T], which may be overwritten."""

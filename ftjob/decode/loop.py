@@ -1,8 +1,8 @@
-"""The generate loop of one device: chunks enter slots, lanes step, finished rows leave.
+"""The generate loop of one device: chunks enter, lanes step, finished rows leave.
 
 A stage of P has P micro-batches in turn, so that while one's tokens travel from the last stage back
 to the first, the others compute. A turn settles what the micro-batch's last step decided, lets a
-chunk enter where slots are free, and steps. All devices of a replica take the same turns: they see
+chunk enter where there is room, and steps. All devices of a replica take the same turns: they see
 the same chunks in the same order and the same finished flags, which the last stage sends with the
 tokens. `device` drives it and passes the answers on.
 """
@@ -21,8 +21,8 @@ from ftjob.comm import Pulse
 from ftjob.comm.groups import Wires
 from ftjob.comm.threads import Pipe
 from ftjob.decode.cache import Cache
+from ftjob.decode.cohorts import Books, Left
 from ftjob.decode.search import Advance, make_search
-from ftjob.decode.slots import Slot, SlotTable
 from ftjob.job import Job
 from ftjob.model.layers import Kind
 from ftjob.model.stage import Entry, Stage
@@ -45,23 +45,21 @@ class Finished:
 
 
 class _MicroBatch:
-    """What a device keeps of one micro-batch. `stepped` rows are under way; what was `chosen` for
-    them is here on the last stage, elsewhere it comes by the pipe."""
+    """What a device keeps of one micro-batch. The first `stepped` rows, of `cohorts` cohorts, are
+    under way; what was `chosen` for them is here on the last stage, elsewhere it comes by the pipe.
+    `caches` belong to the cohorts of the books, the entering one's is last."""
 
     def __init__(self, job: Job, spec: DeviceSpec, kind: Kind) -> None:
         arch, decode, room = job.source.arch, job.config.decode, job.plan.generation
         assert room is not None
         ends = job.source.specials.ends
-        self.table = SlotTable(room.slots, decode.beams, room.cells, arch.seq2seq)
-        layers = spec.last_layer - spec.first_layer
-        self.cache = Cache(
-            arch, layers, job.plan.tensor, room.slots, decode.beams, room.cells, kind
-        )
+        self.books = Books(room, arch.seq2seq)
+        self.caches: list[Cache] = []
         self.search = (
             make_search(decode, ends, room.slots, arch.vocab, kind[1]) if spec.last else None
         )
         self.tokens = torch.zeros(room.slots, decode.beams, dtype=torch.int64, device=kind[1])
-        self.turn = self.stepped = self.steps = self.keys = 0
+        self.turn = self.stepped = self.cohorts = self.steps = 0
         self.chosen: Advance | None = None
         self.entry: Entry | None = None
         self.encoded: torch.Tensor | None = None
@@ -83,7 +81,9 @@ class Generator:
         assert job.plan.generation is not None
         self._arch, self._start = job.source.arch, job.source.specials.start
         self._spec, self._stage, self._wires, self._pulse = spec, stage, wires, pulse
-        self._device, self._room, self._timed = kind[1], job.plan.generation, timed
+        self._kind, self._device = kind, kind[1]
+        self._room, self._timed = job.plan.generation, timed
+        self._layers, self._ways = spec.last_layer - spec.first_layer, job.plan.tensor
         self._batches = [_MicroBatch(job, spec, kind) for _ in range(job.plan.pipeline)]
         self._turn = 0
         self._waited = 0.0
@@ -93,94 +93,110 @@ class Generator:
         pending: Chunk | None = None
         over = False
         self._waited, begun = 0.0, time.monotonic()
-        while not (over and pending is None and all(b.table.idle for b in self._batches)):
+        while not (over and pending is None and all(b.books.idle for b in self._batches)):
             batch = self._batches[self._turn % len(self._batches)]
             with self._timed():
-                left = self._settle(batch)
-            for finished in self._told(batch, left):
+                ended = self._settle(batch)
+            for finished in self._told(batch, ended):
                 seconds = time.monotonic() - begun - self._waited
                 self._waited, begun = 0.0, time.monotonic()
                 yield Finished(*finished, seconds)
-            if pending is None and not over and batch.table.free >= self._room.refill:
+            if pending is None and not over and batch.books.free >= self._room.refill:
                 asked = time.monotonic()
                 pending = take()
                 self._waited += time.monotonic() - asked
                 over = pending is None
             with self._timed():
                 batch.turn = self._turn
-                if pending is not None and batch.table.fits(pending):
+                if pending is not None and batch.books.fits(pending):
                     self._enter(batch, pending)
                     pending = None
-                if batch.table.rows:
+                if batch.books.rows:
                     self._step(batch)
             self._turn += 1
 
-    def _settle(self, batch: _MicroBatch) -> list[tuple[int, Slot]]:
+    def _settle(self, batch: _MicroBatch) -> list[bool]:
         """Act on the micro-batch's last turn: take its tokens over, put entered rows to work, and
-        find the rows that are finished. Their slots are still as they were."""
+        find which of the first rows are finished. All are still where they were."""
         encoded = None
         if batch.entry is not None and self._arch.seq2seq:
             encoded = batch.encoded if self._spec.last else self._home(batch, ENCODED)
         finished: list[bool] = []
         if batch.stepped:
             chosen = batch.chosen or self._unpacked(self._home(batch, CHOSEN), batch)
-            batch.cache.follow(chosen.parents, batch.keys)
+            going = zip(batch.caches, batch.books.cohorts[: batch.cohorts], strict=False)
+            first = 0
+            for cache, cohort in going:
+                cache.follow(chosen.parents[first : first + len(cohort.rows)])
+                first += len(cohort.rows)
             batch.tokens[: batch.stepped] = chosen.ids
-            batch.table.advance(batch.stepped)
+            batch.books.advance(batch.cohorts)
             batch.steps += 1
             if batch.steps % self._room.stop_every == 0:
                 finished = chosen.finished.tolist()
         if batch.entry is not None:
-            self._admit(batch, batch.entry, encoded)
+            if encoded is not None:
+                self._stage.admit(encoded, batch.entry, batch.caches[-1].sources)
+            batch.books.activate()
         batch.stepped, batch.chosen, batch.entry, batch.encoded = 0, None, None, None
-        return [(i, batch.table.rows[i]) for i, done in enumerate(finished) if done]
+        return finished
 
     def _told(
-        self, batch: _MicroBatch, left: list[tuple[int, Slot]]
+        self, batch: _MicroBatch, finished: list[bool]
     ) -> Iterator[tuple[Chunk, list[Answer] | None, int]]:
         """The finished rows, by chunk, with their answers; then close the gaps they leave."""
-        by_chunk: dict[int, list[tuple[int, Slot]]] = {}
-        for at, slot in left:
-            by_chunk.setdefault(slot.sequence, []).append((at, slot))
-        for sequence, rows in by_chunk.items():
-            chunk = Chunk(sequence, tuple(slot.request for _, slot in rows))
+        if not any(finished):
+            return
+        cohorts = batch.books.cohorts
+        left = batch.books.leave(finished)
+        for cohort in cohorts:
+            rows = [(at, request) for at, own, request in left.rows if own is cohort]
+            if not rows:
+                continue
+            chunk = Chunk(cohort.sequence, tuple(request for _, request in rows))
             if not self._spec.answers:
-                yield chunk, None, sum(slot.steps for _, slot in rows)
+                yield chunk, None, cohort.steps * len(rows)
                 continue
             assert batch.search is not None
             answers = [batch.search.harvest(at) for at, _ in rows]
             yield chunk, list(answers), sum(len(a.hypotheses[0].ids) for a in answers)
-        if left:
-            gone = {at for at, _ in left}
-            keys = batch.table.keys
-            for source, target in batch.table.leave(
-                [i in gone for i in range(len(batch.table.rows))]
-            ).moves:
-                batch.cache.move(source, target, keys)
-                batch.tokens[target] = batch.tokens[source]
-                if batch.search is not None:
-                    batch.search.move(source, target)
+        for cache, moves in zip(batch.caches, left.moves, strict=True):
+            for source, target in moves:
+                cache.move(source, target)
+        held = zip(batch.caches, cohorts, strict=True)
+        batch.caches = [cache for cache, cohort in held if cohort.rows]
+        self._reorder(batch, left)
+
+    def _reorder(self, batch: _MicroBatch, left: Left) -> None:
+        """Bring the rows that stay to their new places among all rows."""
+        moved = [(old, new) for new, old in enumerate(left.order) if old != new]
+        if moved:
+            sources, targets = torch.tensor(moved, device=self._device).unbind(1)
+            batch.tokens[targets] = batch.tokens[sources]
+            if batch.search is not None:
+                batch.search.move(sources, targets)
 
     def _enter(self, batch: _MicroBatch, chunk: Chunk) -> None:
-        """Read a chunk's rows into the slots behind those at work."""
-        first = batch.table.enter(chunk)
-        rows = batch.table.entering
-        lengths = [slot.source or slot.prefix for slot in rows]
-        ids = [t for slot, n in zip(rows, lengths, strict=True) for t in slot.request.ids[:n]]
-        entry = Entry(first, torch.tensor(ids, dtype=torch.int64, device=self._device), lengths)
-        batch.cache.reserve(*batch.table.room)
-        batch.cache.enter(first, lengths)
-        begins = [slot.request.ids[-1] if self._start is None else self._start for slot in rows]
+        """Read a chunk's rows, a new cohort behind those at work."""
+        first = batch.books.rows
+        cohort = batch.books.enter(chunk)
+        cache = Cache(self._arch, self._layers, self._ways, cohort, self._kind)
+        batch.caches.append(cache)
+        rows = cohort.rows
+        lengths = [len(r.ids) - (0 if self._arch.seq2seq else 1) for r in rows]
+        ids = [t for r, n in zip(rows, lengths, strict=True) for t in r.ids[:n]]
+        entry = Entry(torch.tensor(ids, dtype=torch.int64, device=self._device), lengths)
+        begins = [r.ids[-1] if self._start is None else self._start for r in rows]
         batch.tokens[first : first + len(rows)] = torch.tensor(
             begins, device=self._device
         ).unsqueeze(1)
         if batch.search is not None:
-            batch.search.enter(first, [slot.request.max_new_tokens for slot in rows])
+            batch.search.enter(first, [r.max_new_tokens for r in rows])
         batch.entry = entry
         if not ids:  # prompts of one token
             return
         x = entry.ids if self._spec.first else self._before(ENTER)
-        x = self._stage.enter(x, entry, batch.cache.kept, self._pulse)
+        x = self._stage.enter(x, entry, cache.kept, self._pulse)
         if self._wires.after is not None:
             self._wires.after.put(self._tag(self._turn, ENTER), x, self._pulse)
         elif self._arch.seq2seq:
@@ -188,24 +204,19 @@ class Generator:
             for pipe in self._wires.homes:
                 pipe.put(self._tag(self._turn, ENCODED), x, self._pulse)
 
-    def _admit(self, batch: _MicroBatch, entry: Entry, encoded: torch.Tensor | None) -> None:
-        if encoded is not None:
-            self._stage.admit(encoded, entry, batch.cache.sources)
-        batch.table.activate()
-
     def _step(self, batch: _MicroBatch) -> None:
         """One token of every lane at work."""
-        table, n = batch.table, len(batch.table.rows)
-        batch.cache.reserve(*table.room)
-        batch.stepped, batch.keys = n, table.keys
-        view = batch.cache.view(n, table.keys, table.source)
-        x = batch.tokens[:n].flatten() if self._spec.first else self._before(STEP)
-        x = self._stage.step(x, view, batch.cache.kept, batch.cache.sources, self._pulse)
+        cohorts = batch.books.cohorts
+        batch.stepped, batch.cohorts = batch.books.rows, len(cohorts)
+        views = [cache.view() for cache in batch.caches[: len(cohorts)]]
+        x = self._fed(batch) if self._spec.first else self._before(STEP)
+        x = self._stage.step(x, views, self._pulse)
         if self._wires.after is not None:
             self._wires.after.put(self._tag(self._turn, STEP), x, self._pulse)
             return
         assert batch.search is not None
-        chosen = batch.search.advance(self._stage.logits(x), self._wires.group)
+        logits = self._all_lanes(batch, self._stage.logits(x))
+        chosen = batch.search.advance(logits, self._wires.group)
         self._pulse()
         batch.chosen = chosen
         if self._wires.homes:
@@ -214,8 +225,29 @@ class Generator:
             for pipe in self._wires.homes:
                 pipe.put(self._tag(self._turn, CHOSEN), message, self._pulse)
 
+    def _fed(self, batch: _MicroBatch) -> torch.Tensor:
+        """The ids of all lanes of the step: [N]."""
+        counts = [len(c.rows) for c in batch.books.cohorts]
+        own = torch.split(batch.tokens[: sum(counts)], counts)
+        each = zip(own, batch.books.cohorts, strict=True)
+        parts = [tokens[:, : cohort.lanes].flatten() for tokens, cohort in each]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _all_lanes(self, batch: _MicroBatch, logits: torch.Tensor) -> torch.Tensor:
+        """Logits of W lanes a row, for the search: in a row's first step all are alike."""
+        cohorts = batch.books.cohorts
+        if all(c.lanes == c.beams for c in cohorts):
+            return logits
+        parts = torch.split(logits, [len(c.rows) * c.lanes for c in cohorts])
+        return torch.cat(
+            [
+                part.repeat_interleave(cohort.beams // cohort.lanes, dim=0)
+                for part, cohort in zip(parts, cohorts, strict=True)
+            ]
+        )
+
     def _unpacked(self, message: torch.Tensor, batch: _MicroBatch) -> Advance:
-        width = batch.cache.beams
+        width = batch.tokens.shape[1]
         return Advance(message[:, :width], message[:, width:-1], message[:, -1].bool())
 
     def _before(self, kind: int) -> torch.Tensor:

@@ -39,8 +39,9 @@ class Search(Protocol):
     def enter(self, first: int, max_new_tokens: Sequence[int]) -> None:
         """New rows into slots `first`.., each with the most new tokens it may get."""
 
-    def move(self, source: int, target: int) -> None:
-        """Copy what is kept of one slot over another: a finished one is filled with the last."""
+    def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        """Copy what is kept of slots over others, all at once: int64 [M] each. So the rows that
+        stay become the first ones again."""
 
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
         """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten. A row

@@ -1,7 +1,7 @@
 """Linear layers on a CPU through oneDNN: packed weights, activation or residual fused in.
 
-On two cores of an AMD EPYC it made 440 GFLOP/s at the demo model's shapes, PyTorch's own float32
-product 207. `model/layers.Linear` packs its weight once after loading and calls these.
+Twice as fast as PyTorch's own float32 product at the demo models' shapes (`eval/bench/cpu_parts`).
+`model/layers.Linear` packs its weight once after loading and calls these.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import torch
 from ftjob.model.arch import Activation
 
 # oneDNN sums a float32 product front to back, so its rounding error grows with the number of
-# inputs: over 400 LAMBADA rows of the demo model the summed log-probabilities were off float64 by
-# 7.7e-6 on average, PyTorch's own product by 5.2e-6. In blocks of this many inputs, added one after
-# the other, they were off by 6.5e-6, for a fifth more time. A fused activation takes one block.
-BLOCK = 192
+# inputs, PyTorch's own less so. Sums of more inputs than this are made in blocks, added one after
+# the other. A fused activation takes one block.
+BLOCK = 1024
 
 # activation -> (name, algorithm) of oneDNN's fused element-wise operation
 _FUSED: Mapping[Activation | None, tuple[str, str]] = MappingProxyType(
@@ -67,7 +66,7 @@ def linear(
     """activation(x W^T + b), or residual + x W^T + b, a block of inputs after the other:
     [N, in] -> [N, out]. An activation takes a weight of one block."""
     pointwise = torch.ops.mkldnn._linear_pointwise
-    parts = torch.split(x, [block.shape[1] for block in blocks], dim=1)
+    parts = (x,) if len(blocks) == 1 else x.split([block.shape[1] for block in blocks], dim=1)
     if residual is None:
         name, algorithm = _FUSED[activation]
         y = pointwise(parts[0], blocks[0], bias, name, [], algorithm)

@@ -7,6 +7,7 @@ of the cache may see.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,53 +22,70 @@ from ftjob.model.packing import Group, Packing, SourcePacking
 
 @dataclass(frozen=True)
 class Kept:
-    """Keys and values of one layer, each [slots, heads, capacity, size]."""
+    """Keys and values of one layer: [2, rows, heads, columns, size]."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    both: torch.Tensor
 
-    def put(self, slots: torch.Tensor, columns: torch.Tensor, kv: torch.Tensor) -> None:
-        """Keep [M, 2 * heads * size] at (slots [M], columns [M])."""
-        heads, size = self.keys.shape[1], self.keys.shape[3]
-        keys, values = kv.view(-1, 2, heads, size).unbind(1)
-        self.keys[slots, :, columns] = keys
-        self.values[slots, :, columns] = values
+    def put(self, rows: torch.Tensor, columns: torch.Tensor, kv: torch.Tensor) -> None:
+        """Keep [M, 2 * heads * size] at (rows [M], columns [M])."""
+        _, _, heads, _, size = self.both.shape
+        self.both[:, rows, :, columns] = kv.reshape(-1, 2, heads, size)
+
+    def put_step(self, view: StepView, kv: torch.Tensor) -> None:
+        """Keep a step's [n * lanes, 2 * heads * size] in the columns of that step."""
+        _, _, heads, _, size = self.both.shape
+        new = kv.view(view.rows, view.lanes, 2, heads, size).permute(2, 0, 3, 1, 4)
+        self.both[:, : view.rows, :, view.column : view.keys] = new
 
 
 @dataclass(frozen=True)
 class StepView:
-    """What a decode step sees of the cache: the first `rows` slots of W lanes each.
+    """What a decode step of `rows` rows, of so many lanes each, sees of their cache.
 
-    `slots`, `columns` [rows * W] are where each lane's new key goes, `positions` [rows * W] its
-    place in the row. `mask` [rows, 1, W, keys] f32 is -inf where a lane must not look, `distances`
-    [rows, keys] counts tokens back to each key. `sources` [rows, 1, 1, source] is the mask of the
-    source, behind an encoder.
+    Of the first `keys` columns those from `column` on are its own, one a lane. `positions`
+    [rows * lanes] are the lanes' places in their rows, where the model has such. `mask`
+    [rows or 1, 1 or heads, lanes or 1, keys] f32 is added to the scores: -inf where a lane must not
+    look. `distances` [keys] counts steps back to each column. `sources` [rows, 1, 1, source] is the
+    mask of the source. Without a mask all is seen. `kept` and `across` have a `Kept` for each layer
+    of the stage, of the row so far and of the source.
     """
 
     rows: int
-    beams: int
-    slots: torch.Tensor
-    columns: torch.Tensor
-    positions: torch.Tensor
-    mask: torch.Tensor
-    distances: torch.Tensor
+    lanes: int
+    column: int
+    keys: int
+    positions: torch.Tensor | None
+    mask: torch.Tensor | None
+    distances: torch.Tensor | None
     sources: torch.Tensor | None
+    kept: Sequence[Kept]
+    across: Sequence[Kept]
 
 
 def look(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
+    q: torch.Tensor, kept: Kept, rows: int, keys: int, mask: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
-    """A few queries a row over many keys: q [n * W, heads * size], keys and values
-    [n, heads, K, size], mask [n, 1 or heads, W or 1, K] -> [n * W, heads * size].
+    """A few queries a row over the first `keys` columns: q [n * lanes, heads * size] -> the same.
 
-    Plain products: on a CPU torch's fused attention takes 1.2 to 2.6 times as long for 1 to 4
-    queries, and here beams share the keys of their row.
+    Plain products: for so few queries torch's fused attention is slower on a CPU
+    (`eval/bench/cpu_parts`), and here beams share the keys of their row.
     """
-    rows, heads, _, size = keys.shape
+    _, _, heads, _, size = kept.both.shape
+    k, v = kept.both[:, :rows, :, :keys].flatten(1, 2).unbind(0)  # [n * heads, keys, size]
     q = (q if scale == 1.0 else q * scale).view(rows, -1, heads, size).transpose(1, 2)
-    scores = torch.matmul(q, keys.transpose(2, 3)).float()  # [n, heads, W, K]
-    weights = scores.add_(mask).softmax(dim=-1).to(values.dtype)
-    return torch.matmul(weights, values).transpose(1, 2).reshape(-1, heads * size)
+    lanes = q.shape[2]
+    scores = torch.bmm(q.reshape(-1, lanes, size), k.transpose(1, 2)).float()
+    scores = scores.view(rows, heads, lanes, keys)
+    if mask is not None:
+        scores.add_(mask)
+    weights = scores.softmax(dim=-1).to(v.dtype).flatten(0, 1)
+    out = torch.bmm(weights, v).view(rows, heads, lanes, size)
+    return out.transpose(1, 2).reshape(-1, heads * size)
+
+
+def _split_by(x: torch.Tensor, views: Sequence[StepView]) -> tuple[torch.Tensor, ...]:
+    """[N, ...] -> the lanes of each view."""
+    return torch.split(x, [view.rows * view.lanes for view in views])
 
 
 class Attention(nn.Module):
@@ -90,7 +108,7 @@ class Attention(nn.Module):
         kept: tuple[Kept, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """residual + causal attention of the normed x: [N, H], or [M, H] at the wanted positions
-        alone with the residual already there. Keys and values are `kept` besides, at the slots [N]
+        alone with the residual already there. Keys and values are `kept` besides, at the rows [N]
         of their tokens."""
         qkv = self.qkv(x)
         if kept is not None:
@@ -125,17 +143,18 @@ class Attention(nn.Module):
         return self.out.add_to(residual, parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def step(
-        self, residual: torch.Tensor, x: torch.Tensor, view: StepView, kept: Kept
+        self, residual: torch.Tensor, x: torch.Tensor, views: Sequence[StepView], layer: int
     ) -> torch.Tensor:
-        """residual + attention of a decode step over the cache, which gets its keys and values
-        first: [n * W, H]."""
+        """residual + attention of a decode step over the cache of this layer of the stage, which
+        gets its keys and values first: [N, H], the lanes of one view after the other's."""
         qkv = self.qkv(x)
-        kept.put(view.slots, view.columns, qkv[:, self.width :])
-        seen = view.mask.shape[3]
-        keys, values = (t[: view.rows, :, :seen] for t in (kept.keys, kept.values))
-        return self.out.add_to(
-            residual, look(qkv[:, : self.width], keys, values, view.mask, self.scale)
-        )
+        parts = []
+        for own, view in zip(_split_by(qkv, views), views, strict=True):
+            kept = view.kept[layer]
+            kept.put_step(view, own[:, self.width :])
+            q = own[:, : self.width]
+            parts.append(look(q, kept, view.rows, view.keys, view.mask, self.scale))
+        return self.out.add_to(residual, parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def _causal(self, qkv: torch.Tensor, group: Group) -> torch.Tensor:
         """Every position of a group attends to itself and those before it: [n, heads * size]."""
@@ -175,16 +194,18 @@ class CrossAttention(nn.Module):
         self.out = RowLinear(width, arch.hidden, weights, kind, group, bias=arch.biases)
 
     def keep(
-        self, encoded: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, kept: Kept
+        self, encoded: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, kept: Kept
     ) -> None:
-        """Keep keys and values of the encoder's output [N, H] at (slots [N], positions [N])."""
-        kept.put(slots, positions, self.kv(encoded))
+        """Keep keys and values of the encoder's output [N, H] at (rows [N], positions [N])."""
+        kept.put(rows, positions, self.kv(encoded))
 
     def step(
-        self, residual: torch.Tensor, x: torch.Tensor, view: StepView, kept: Kept
+        self, residual: torch.Tensor, x: torch.Tensor, views: Sequence[StepView], layer: int
     ) -> torch.Tensor:
-        """residual + attention of the normed x over the source: [n * W, H]."""
-        assert view.sources is not None
-        seen = view.sources.shape[3]
-        keys, values = (t[: view.rows, :, :seen] for t in (kept.keys, kept.values))
-        return self.out.add_to(residual, look(self.q(x), keys, values, view.sources, self.scale))
+        """residual + attention of the normed x over the source: [N, H]."""
+        parts = []
+        for q, view in zip(_split_by(self.q(x), views), views, strict=True):
+            across = view.across[layer]
+            columns = across.both.shape[3]
+            parts.append(look(q, across, view.rows, columns, view.sources, self.scale))
+        return self.out.add_to(residual, parts[0] if len(parts) == 1 else torch.cat(parts))

@@ -40,9 +40,9 @@ class Layer(nn.Module):
         x = self.attention.add_to(residual, self.attention_norm(x), packing, only_wanted, kept)
         return self.mlp.add_to(x, self.mlp_norm(x))
 
-    def step(self, x: torch.Tensor, view: StepView, kept: Kept) -> torch.Tensor:
-        """[n * W, H] -> [n * W, H], over the cache."""
-        x = self.attention.step(x, self.attention_norm(x), view, kept)
+    def step(self, x: torch.Tensor, views: Sequence[StepView], layer: int) -> torch.Tensor:
+        """[N, H] -> [N, H], over the cache of this layer of the stage."""
+        x = self.attention.step(x, self.attention_norm(x), views, layer)
         return self.mlp.add_to(x, self.mlp_norm(x))
 
 
@@ -78,30 +78,29 @@ class DecoderStage(Stage):
         and values, and nobody needs what the last layer makes of them."""
         lengths = [n for n in entry.lengths if n]
         packing = Packing.of(lengths, [n - 1 for n in lengths], x.device)
-        rows = torch.arange(len(lengths), device=x.device) + entry.first_slot
-        slots = rows.repeat_interleave(torch.tensor(lengths, device=x.device))
+        counts = torch.tensor(lengths, device=x.device)
+        rows = torch.arange(len(lengths), device=x.device).repeat_interleave(counts)
         if self.first:
             x = self.embed(x, packing.positions)
         for layer, own in zip(self.stack, kept, strict=True):
             if layer is self.final:
-                layer.attention.keep(layer.attention_norm(x), packing, (own, slots))
+                layer.attention.keep(layer.attention_norm(x), packing, (own, rows))
             else:
-                x = layer(x, packing, False, (own, slots))
+                x = layer(x, packing, False, (own, rows))
             pulse()
         return x
 
     def step(
         self,
         x: torch.Tensor,
-        view: StepView,
-        kept: Sequence[Kept],
-        sources: Sequence[Kept],
+        views: Sequence[StepView],
         pulse: Callable[[], None],
     ) -> torch.Tensor:
-        """A token of every lane: ids [n * W] on the first stage, else [n * W, H], to [n * W, H]."""
+        """A token of every lane: ids [N] on the first stage, else [N, H], to [N, H]."""
         if self.first:
-            x = self.embed(x, view.positions)
-        for layer, own in zip(self.stack, kept, strict=True):
-            x = layer.step(x, view, own)
+            places = [v.positions for v in views if v.positions is not None]
+            x = self.embed(x, torch.cat(places) if places else None)
+        for i, layer in enumerate(self.stack):
+            x = layer.step(x, views, i)
             pulse()
         return self.norm(x) if self.last else x

@@ -49,6 +49,7 @@ class Linear(nn.Module):
         dtype, device = kind
         self.weights, self.activation = weights, activation
         self.packed = weights == "float" and linear_cpu.available(device, dtype)
+        self._blocks: tuple[torch.Tensor, ...] = ()
         stored = torch.int8 if weights == "int8" else dtype
         # a packed weight takes its memory when it is packed
         place = torch.device("meta") if self.packed else device
@@ -67,10 +68,10 @@ class Linear(nn.Module):
         """Store this device's part of W [out, in]; `group` shares its input axis, if cut."""
         if self.packed:
             del self.weight
-            self.blocks = nn.ParameterList(
-                nn.Parameter(p, requires_grad=False)
-                for p in linear_cpu.pack(part.to(self.dtype), self.activation is not None)
-            )
+            blocks = linear_cpu.pack(part.to(self.dtype), self.activation is not None)
+            for i, block in enumerate(blocks):
+                self.register_parameter(f"block{i}", nn.Parameter(block, requires_grad=False))
+            self._blocks = tuple(blocks)
             return
         if self.weights == "float":
             self.weight.copy_(part)
@@ -89,7 +90,7 @@ class Linear(nn.Module):
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x W^T (+ bias) in the dtype of x, without the activation: [N, in] -> [N, out]."""
         if self.packed:
-            return linear_cpu.linear(x, self._blocks(), bias)
+            return linear_cpu.linear(x, self._blocks, bias)
         if self.weights == "float":
             return F.linear(x, self.weight.to(x.dtype), bias)
         # scaled before the product: a sum of unscaled int8 steps overflows in half precision
@@ -99,11 +100,8 @@ class Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, in] -> [N, out]."""
         if self.packed:
-            return linear_cpu.linear(x, self._blocks(), self.bias, activation=self.activation)
+            return linear_cpu.linear(x, self._blocks, self.bias, activation=self.activation)
         return activate(self.product(x, self.bias), self.activation)
-
-    def _blocks(self) -> list[torch.Tensor]:
-        return list(self.blocks)
 
 
 class RowLinear(Linear):
@@ -130,7 +128,7 @@ class RowLinear(Linear):
             y = self.group.all_reduce(self.product(x, None))
             return residual + (y if self.bias is None else y + self.bias)
         if self.packed:
-            return linear_cpu.linear(x, self._blocks(), self.bias, residual=residual)
+            return linear_cpu.linear(x, self._blocks, self.bias, residual=residual)
         return residual + self.product(x, self.bias)
 
 
@@ -197,8 +195,9 @@ class Embedding(nn.Module):
         if arch.positions is not None:
             self.positions = parameter(arch.positions, arch.hidden, dtype=dtype, device=device)
 
-    def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """ids and positions [N] int64 -> [N, H] in the residual's dtype."""
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        """ids and positions [N] int64 -> [N, H] in the residual's dtype; positions where the model
+        has vectors for them."""
         if self.group.size == 1:
             x = F.embedding(ids, self.tokens)
         else:
@@ -207,6 +206,7 @@ class Embedding(nn.Module):
             x = F.embedding(local.where(held, 0), self.tokens) * held.unsqueeze(1)
             x = self.group.all_reduce(x)
         if self.positions is not None:
+            assert positions is not None
             x = x + F.embedding(positions, self.positions)
         return x.to(self.dtype)
 

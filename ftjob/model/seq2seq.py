@@ -52,10 +52,10 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = make_norm(arch, kind)
         self.mlp = Mlp(arch, weights, kind, group)
 
-    def step(self, x: torch.Tensor, view: StepView, kept: Kept, source: Kept) -> torch.Tensor:
-        """[n * W, H] -> [n * W, H], over the cache."""
-        x = self.attention.step(x, self.attention_norm(x), view, kept)
-        x = self.cross.step(x, self.cross_norm(x), view, source)
+    def step(self, x: torch.Tensor, views: Sequence[StepView], layer: int) -> torch.Tensor:
+        """[N, H] -> [N, H], over the cache of this layer of the stage."""
+        x = self.attention.step(x, self.attention_norm(x), views, layer)
+        x = self.cross.step(x, self.cross_norm(x), views, layer)
         return self.mlp.add_to(x, self.mlp_norm(x))
 
 
@@ -104,25 +104,27 @@ class Seq2SeqStage(Stage):
     def admit(self, encoded: torch.Tensor, entry: Entry, sources: Sequence[Kept]) -> None:
         """Every decoder layer's keys and values of the sources, once."""
         packing = SourcePacking.of(entry.lengths, encoded.device)
-        slots = packing.rows + entry.first_slot
         for layer, own in zip(self.stack, sources, strict=True):
-            layer.cross.keep(encoded, slots, packing.positions, own)
+            layer.cross.keep(encoded, packing.rows, packing.positions, own)
 
     def step(
         self,
         x: torch.Tensor,
-        view: StepView,
-        kept: Sequence[Kept],
-        sources: Sequence[Kept],
+        views: Sequence[StepView],
         pulse: Callable[[], None],
     ) -> torch.Tensor:
-        """A token of every lane: ids [n * W] on the first stage, else [n * W, H], to [n * W, H]."""
+        """A token of every lane: ids [N] on the first stage, else [N, H], to [N, H]."""
         if self.first:
-            x = self.embed(x, view.positions)
-        bias = self.decoder_bias(-view.distances)  # [n, keys, heads]
-        mask = view.mask + bias.transpose(1, 2).unsqueeze(2)  # [n, heads, W, keys]
-        view = dataclasses.replace(view, mask=mask)
-        for layer, own, source in zip(self.stack, kept, sources, strict=True):
-            x = layer.step(x, view, own, source)
+            x = self.embed(x, None)
+        views = [self._biased(view) for view in views]
+        for i, layer in enumerate(self.stack):
+            x = layer.step(x, views, i)
             pulse()
         return self.norm(x) if self.last else x
+
+    def _biased(self, view: StepView) -> StepView:
+        """The view with the biases of relative positions in its mask."""
+        assert view.distances is not None
+        bias: torch.Tensor = self.decoder_bias(-view.distances)  # [keys, heads]
+        bias = bias.t()[None, :, None]  # [1, heads, 1, keys]
+        return dataclasses.replace(view, mask=bias if view.mask is None else view.mask + bias)

@@ -33,10 +33,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Entry:
-    """Rows that enter the slots from `first_slot` on, longest first. `ids` [N] are the tokens to be
-    read (prompts without their last token, or sources), `lengths` how many each row has."""
+    """Rows that are about to be continued, longest first. `ids` [N] are the tokens to be read
+    (prompts without their last token, or sources), `lengths` how many each row has."""
 
-    first_slot: int
     ids: torch.Tensor
     lengths: Sequence[int]
 
@@ -63,7 +62,7 @@ class Stage(nn.Module):
 
     def pack_head(self) -> None:
         """Keep a copy of the head as the CPU's fast products want it, before a long decode: a step
-        makes logits of every lane, and there the copy takes 0.4 of the time."""
+        makes logits of every lane (`eval/bench/cpu_parts` times the product)."""
         weight = self.head_weight
         if linear_cpu.available(weight.device, weight.dtype):
             self._packed_head = linear_cpu.pack(weight, False)
@@ -122,13 +121,11 @@ class Stage(nn.Module):
     def step(
         self,
         x: torch.Tensor,
-        view: StepView,
-        kept: Sequence[Kept],
-        sources: Sequence[Kept],
+        views: Sequence[StepView],
         pulse: Callable[[], None],
     ) -> torch.Tensor:
-        """One token of every lane: its ids [n * W] on the first stage, else [n * W, H]. Gives
-        [n * W, H], on the last stage normed for `logits`."""
+        """One token of every lane, view after view: its ids [N] on the first stage, else [N, H].
+        Gives [N, H], on the last stage normed for `logits`."""
         raise TypeError(f"{type(self).__name__} does not generate")
 
 

@@ -1,6 +1,8 @@
 """Are two runs' answers the same? Field by field, real numbers within 1e-4 (1e-5 of their size
 where that is more), near ties excused.
 
+Fields that only one run was asked for are left out and named (`extras`).
+
 Float32 products are not invariant to the batch, so a decision between two almost equal logits can
 turn. A row may differ there only where it recorded the near tie itself, and only few rows may.
 
@@ -23,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ftjob.results.extras import Extras
 from ftjob.results.summary import read_samples
 
 # A log-probability of -20 has passed through sums of many times its size: transformers' own float32
@@ -46,11 +49,13 @@ GENERATED = frozenset(
 
 @dataclass
 class Comparison:
-    """What was found. `allowed` is how many rows near ties may excuse: max(1, 0.1 %)."""
+    """What was found. `allowed` is how many rows near ties may excuse: max(1, 0.1 %). `left_out`
+    names the fields that were not compared, because only one of the runs has them."""
 
     rows: int = 0
     differences: list[str] = field(default_factory=list)
     excused: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def allowed(self) -> int:
@@ -72,7 +77,7 @@ def compare_samples(
     first: Iterable[dict[str, Any]], second: Iterable[dict[str, Any]]
 ) -> Comparison:
     """Compare two streams of records; each is read once."""
-    found = Comparison()
+    found, extras = Comparison(), Extras()
     left, right = iter(first), iter(second)
     a, b = next(left, None), next(right, None)
     while a is not None or b is not None:
@@ -81,7 +86,7 @@ def compare_samples(
         if index_a == index_b:
             assert a is not None
             assert b is not None
-            _compare_row(found, a, b)
+            _compare_row(found, *extras.common(a, b))
         elif index_a < index_b:
             found.differences.append(f"row {index_a}: only in the first run")
         else:
@@ -91,6 +96,8 @@ def compare_samples(
             a = _following(left, index_a, found, "first")
         if index_b <= index_a:
             b = _following(right, index_b, found, "second")
+    found.differences += extras.differences()
+    found.left_out = extras.left_out()
     return found
 
 

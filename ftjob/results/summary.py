@@ -218,7 +218,8 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
         "signatures": summary.signatures,
         "higher_is_better": {task.name: {n: m.higher_is_better for n, m in task.metrics.items()}},
         "n-samples": {task.name: {"original": dataset["total"], "effective": score.answered}},
-        "dataset": {"source": dataset["name"], "rows": dataset["total"]},
+        "dataset": {"source": dataset["name"], "rows": dataset["total"]}
+        | ({"prefix": config.dataset.prefix} if config.dataset.prefix else {}),
         "failed": {
             "count": score.failed,
             "max_failed": config.run.max_failed,
@@ -241,7 +242,8 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
             max(s["elapsed_s"] for s in ranks if s["attempt"] == number)
             for number in {s["attempt"] for s in ranks}
         ),
-        "notes": [*_notes(plan["model"], config), *summary.notes],
+        # a run of an older ftjob has no warnings
+        "notes": [*_notes(plan["model"], config), *plan.get("warnings", ()), *summary.notes],
         "charts": summary.charts,
         "tables": summary.tables,
     }

@@ -13,11 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ftjob.config.dataset import TEXT, file_kind
+from ftjob.config.dataset import TABLES, file_kind, is_text_alone
 from ftjob.config.groups import DatasetConfig
 from ftjob.errors import DataError, nearest
 from ftjob.tasks.base import Row
 from ftjob.tasks.files import BOM, guarded, open_data
+from ftjob.tasks.ids import doubled_id
 from ftjob.tasks.pairs import check_pair, pair_rows, sacrebleu_files
 from ftjob.tasks.values import RowMaker
 
@@ -43,13 +44,7 @@ class RowSource:
             DataError: where the dataset as a whole cannot be read, naming it.
         """
         limit = self.dataset.limit
-        lines: dict[str, int] = {}
         for row in self._all():
-            if row.id is not None and lines.setdefault(row.id, row.line) != row.line:
-                raise DataError(
-                    f"{self.name}: id {row.id!r} is on line {lines[row.id]} and again on line "
-                    f"{row.line}; ids must be unique"
-                )
             if limit is None or row.index < limit:
                 yield row
             self.total = row.index + 1
@@ -57,19 +52,41 @@ class RowSource:
             raise DataError(f"{self.name}: holds no rows")
 
     def check(self) -> None:
-        """Refuse what cannot be a dataset, before anything starts.
+        """Refuse what cannot be a dataset, before anything starts. Of a table the first row is
+        read; JSONL, whose rows may have ids of their own, and text files beside each other are
+        read to their ends, without being kept.
 
         Raises:
-            DataError: for a file that is absent or whose ending names no format, for two files of
-                different lengths, for a test set that is not to be had.
+            DataError: for a file that is absent, empty or whose ending names no format, for a
+                column that is not there, for an id that two rows have, for two files of different
+                lengths, for a set that is not to be had.
         """
-        if self.dataset.hub is not None:
-            return
-        pair = self._pair()
+        pair = self._pair() if self.dataset.hub is None else None
         if pair is not None:
             check_pair(*pair)
-        else:
-            self._reader()
+        if next(self._all(), None) is None:
+            raise DataError(f"{self.name}: holds no rows")
+        if pair is None and self.dataset.hub is None:
+            reader, path = self._reader()
+            if reader == self._jsonl:
+                self._check_ids(path)
+
+    def _check_ids(self, path: Path) -> None:
+        doubled = doubled_id(lambda: self._ids(path))
+        if doubled is not None:
+            raise DataError(
+                f"{self.name}: id {doubled.id!r} is on line {doubled.first} and again on line "
+                f"{doubled.second}; ids must be unique"
+            )
+
+    def _ids(self, path: Path) -> Iterator[tuple[int, str]]:
+        """Line and own id of the JSONL rows that have one. A line without the name, which may be
+        escaped, is not looked into."""
+        for line, raw in _json_lines(path):
+            if b'"id"' in raw or b"\\u00" in raw:
+                own = self._maker.id_in_json(raw)
+                if own is not None:
+                    yield line, own
 
     def _all(self) -> Iterator[Row]:
         if self.dataset.hub is not None:
@@ -90,8 +107,7 @@ class RowSource:
         source = Path(data.path).expanduser()
         if data.target_path is not None:
             return source, Path(data.target_path).expanduser()
-        lines = data.task == "translation" and file_kind(data.path) == TEXT
-        return (source, None) if lines else None
+        return (source, None) if is_text_alone(data) else None
 
     def _reader(self) -> tuple[Callable[[Path], Iterator[Row]], Path]:
         """The reader of the file's format, told by its ending, and the file."""
@@ -103,28 +119,21 @@ class RowSource:
             ".tsv": self._csv,
             ".parquet": self._parquet,
         }
-        kind = file_kind(path.name)
-        if kind not in readers:
-            text = "" if self.dataset.task != "translation" else (
-                " A text file, a row a line, ends in .txt, or has dataset.target_path beside it."
-            )  # fmt: skip
-            raise DataError(
-                f"dataset.path={path}: cannot tell the format from {kind or 'no'!r} "
-                f"ending. {nearest(kind, readers)}{text}"
-            )
         if not path.is_file():
             raise DataError(f"dataset.path={path}: no such file")
-        return readers[kind], path
+        kind = file_kind(path.name)
+        if kind in readers:
+            return readers[kind], path
+        if self.dataset.task == "translation":
+            raise DataError(_text_alone(self.dataset, path))
+        raise DataError(
+            f"dataset.path={path}: cannot tell the format from {kind or 'no'!r} ending. "
+            f"{nearest(kind, readers)}"
+        )
 
     def _jsonl(self, path: Path) -> Iterator[Row]:
-        index = 0
-        with open_data(path) as file:
-            for line, raw in enumerate(guarded(file, path), start=1):
-                raw = raw.removeprefix(BOM if line == 1 else b"").rstrip(b"\r\n")
-                if not raw.strip():
-                    continue
-                yield self._maker.of_json(index, line, raw)
-                index += 1
+        for index, (line, raw) in enumerate(_json_lines(path)):
+            yield self._maker.of_json(index, line, raw)
 
     def _csv(self, path: Path) -> Iterator[Row]:
         delimiter = "\t" if ".tsv" in path.suffixes else ","
@@ -162,12 +171,11 @@ class RowSource:
 
         try:
             file = pyarrow.parquet.ParquetFile(path)
-            schema = file.schema_arrow
-            columns = [c for c in self._maker.columns if c in schema.names]
-            nested = bool(columns) and pyarrow.types.is_struct(schema.field(columns[0]).type)
+            schema, column = file.schema_arrow, self.dataset.column
+            nested = column in schema.names and pyarrow.types.is_struct(schema.field(column).type)
             self._maker.check_columns(schema.names, str(path), nested)
             index = 0
-            for batch in file.iter_batches(columns=columns[:1] if nested else columns):
+            for batch in file.iter_batches(columns=self._maker.columns(schema.names, nested)):
                 for fields in batch.to_pylist():
                     yield self._maker.of_fields(index, index + 1, fields)
                     index += 1
@@ -189,12 +197,22 @@ class RowSource:
                 f"(dataset={shipped}); a local file is given by dataset={data.task} "
                 "dataset.path=FILE."
             ) from None
-        nested = data.column in loaded.column_names and any(
-            isinstance(fields[data.column], Mapping) for fields in loaded.take(1)
-        )
+        first = next(iter(loaded.take(1)), None)
+        if first is None:
+            return
+        nested = isinstance(first.get(data.column), Mapping)
         self._maker.check_columns(loaded.column_names, f"dataset.hub={name}", nested)
         for index, fields in enumerate(loaded):
             yield self._maker.of_fields(index, index + 1, fields)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, without their ends, each with its number from 1."""
+    with open_data(path) as file:
+        for line, raw in enumerate(guarded(file, path), start=1):
+            raw = raw.removeprefix(BOM if line == 1 else b"").rstrip(b"\r\n")
+            if raw.strip():
+                yield line, raw
 
 
 def _path(data: DatasetConfig) -> Path:
@@ -213,6 +231,21 @@ def _path(data: DatasetConfig) -> Path:
             f"{nearest(path, [f'builtin:{n}' for n in SHIPPED])}"
         )
     return DEMO / SHIPPED[name]
+
+
+def _text_alone(data: DatasetConfig, path: Path) -> str:
+    """What is missing where a translation set is one file that is no table: named where a file of
+    the same name in the other language lies beside it."""
+    source, _, target = data.pair.partition("-")
+    packed = ".gz" if path.suffix == ".gz" else ""
+    ending = f".{source}{packed}"
+    beside = path.with_name(f"{path.name.removesuffix(ending)}.{target}{packed}")
+    found = path.name.endswith(ending) and beside.is_file()
+    return (
+        f"dataset.path={path}: a text file, a row a line, has its translations beside it: add "
+        f"dataset.target_path={beside if found else 'FILE'}. To translate without references add "
+        f"dataset.target_column=null. A file with columns ends in {', '.join(TABLES)}."
+    )
 
 
 def _name(data: DatasetConfig) -> str:

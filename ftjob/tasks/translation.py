@@ -46,7 +46,7 @@ class Translation:
         self, rows: Sequence[Row], keys: Sequence[str], encoder: Encoder, limits: ModelLimits
     ) -> list[Request | dict[str, Any]]:
         """A request for each row, or the record of a row that is none: an error, or skipped."""
-        prefix = self._dataset.prefix
+        prefix = self._dataset.prefix or ""
         given = [i for i, row in enumerate(rows) if row.text is not None and row.text.strip()]
         encoded = encoder.encode([f"{prefix}{rows[i].text}" for i in given])
         # without its last space, which joins the source's first token

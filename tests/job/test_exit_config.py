@@ -33,7 +33,10 @@ REFUSED = {
     "layers by pipeline": (["parallel.pipeline=9"], ["parallel.pipeline=9", "8 layers", "1 to 8"]),
     "world is not T x P x D": (["parallel.data=3"], ["parallel.data=3", "1 device"]),
     "nodes that were not started": (["cluster.nodes=2"], ["cluster.nodes=2", "mpirun -n 2"]),
-    "no devices": (["cluster.devices_per_node=0"], ["cluster.devices_per_node=0", "at least 1"]),
+    "no devices": (
+        ["cluster.devices_per_node=0"],
+        ["cluster.devices_per_node=0", "from 1 to 1024"],
+    ),
     "no GPUs": (["cluster.device=cuda"], ["cluster.device=cuda", "cluster.device=cpu"]),
     "unknown command": (["evaluate"], ["evaluate", "no such command", "run"]),
     "report without a run": (["report"], ["usage", "RUN"]),

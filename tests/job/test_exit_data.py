@@ -53,7 +53,7 @@ def parquet(texts: list[str]) -> bytes:
 
 
 TEXTS = [text_of(i) for i in range(ROWS)]
-WHOLE = gzip.compress(jsonl(LONG))
+WHOLE = gzip.compress("\n".join(["text", *map(text_of, range(LONG))]).encode())
 FILES = {
     "mixed.jsonl": b"\n".join([SOUND, b"", *(x for bad in BAD for x in (bad, SOUND))]),
     "hostile.jsonl": b"\n".join([SOUND, *(x for bad in HOSTILE for x in (bad, SOUND))]),
@@ -62,17 +62,22 @@ FILES = {
     "doubled.jsonl": jsonl(2, id="same"),
     "rows.csv": "\r\n".join(["n,passage", *(f'{i},"{t}"' for i, t in enumerate(TEXTS))]).encode(),
     "rows.parquet": parquet(TEXTS),
-    "torn.jsonl.gz": WHOLE[: len(WHOLE) * 3 // 4],
+    "torn.csv.gz": WHOLE[: len(WHOLE) * 3 // 4],
+    "torn.jsonl.gz": gzip.compress(jsonl(9))[:-5],
     "columns.csv": b"passage,number\none two,1\n",
+    "empty.jsonl": b"\n \n",
+    "head.csv": b"text\n",
 }
 MORE = {
     "rows.csv": ("dataset.column=passage",),
-    "torn.jsonl.gz": ("batch.window=100", f"dataset.limit={LIMIT}"),
+    "torn.csv.gz": ("batch.window=100", f"dataset.limit={LIMIT}"),
 }
 UNREADABLE = {
-    "doubled.jsonl": ["same", "line 2"],
+    "doubled.jsonl": ["id 'same' is on line 1 and again on line 2"],
     "torn.jsonl.gz": ["cannot be read to its end"],
     "columns.csv": ["no column 'text'", "passage"],
+    "empty.jsonl": ["holds no rows"],
+    "head.csv": ["holds no rows"],
 }
 
 
@@ -98,10 +103,10 @@ Ran = tuple[Path, dict[str, Ended]]
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_unreadable_file(ran: Ran, name: str) -> None:
+    """Refused before there is a run folder."""
     done = ran[1][name].expect(3, name, *UNREADABLE[name])
     assert "Traceback" not in done.err
-    run = ran[0] / "runs" / name  # refused before there was one, or told there
-    assert not run.exists() or load(run / "status.json")["code"] == 3
+    assert not (ran[0] / "runs" / name).exists()
 
 
 def test_missing_file(ran: Ran) -> None:
@@ -178,8 +183,11 @@ def test_formats(ran: Ran, finished: tuple[Path, str, str], name: str, head: int
 
 
 def test_torn_file_keeps_what_was_answered(place: Place, ran: Ran, tiny: Path) -> None:
-    """The rows before the tear stay; with the whole file the same run goes on."""
-    name = "torn.jsonl.gz"
+    """A table is not read to its end before the run: the rows before the tear stay, and with the
+    whole file the same run goes on."""
+    name = "torn.csv.gz"
+    ran[1][name].expect(3, name, "cannot be read to its end")
+    assert load(ran[0] / "runs" / name / "status.json")["code"] == 3
     run = Path(shutil.copytree(ran[0] / "runs" / name, place.cwd / "run"))
     kept = len(lines(run / "samples.jsonl"))
     assert 0 < kept <= LIMIT

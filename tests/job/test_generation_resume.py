@@ -29,7 +29,7 @@ OTHER = ("batch.order=dataset", "batch.stop_every=3", "batch.lanes=24")
 REPLICAS = ("parallel.data=2", "cluster.devices_per_node=1", *OTHER)  # by two ranks
 TENSOR = ("parallel.tensor=2", "cluster.devices_per_node=2", *OTHER)
 
-# Writes the lines of each chunk that enters the slots into `entered`; a step takes a moment.
+# Writes the lines of each chunk that enters into `entered`; a step takes a moment.
 SLOW = """
 import time
 from pathlib import Path
@@ -46,7 +46,7 @@ def enter(self, batch, chunk):
 
 
 def step(self, batch):
-    if batch.table.rows[0].request.key:
+    if batch.books.cohorts[0].rows[0].key:
         time.sleep(0.03)
     return real_step(self, batch)
 

@@ -128,6 +128,7 @@ def test_data_set_not_in_the_cache(place: Place, base: tuple[str, ...]) -> None:
     done = place(*base[:2], "dataset=lambada_hub", "run.dir=run", env=home)
     done.expect(3, "dataset.hub=EleutherAI/lambada_openai", "dataset=lambada", "dataset.path=FILE")
     assert "Traceback" not in done.err
+    assert not (place.cwd / "run").exists()
 
 
 def test_shipped_rows_are_the_hubs(place: Place) -> None:

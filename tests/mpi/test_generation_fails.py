@@ -32,7 +32,7 @@ CAPTIONS = (
     "decode.max_new_tokens=20",
     "batch.lanes=16",
 )
-# Device {at} of rank {rank} does {act} in a step, when slots have been refilled.
+# Device {at} of rank {rank} does {act} in a step, when rows have entered in place of others.
 MISBEHAVES = """
 import os, signal, time
 from pathlib import Path
@@ -49,9 +49,9 @@ def act():
 
 
 def step(self, batch):
-    if batch.table.rows[0].request.key:
+    if batch.books.cohorts[0].rows[0].key:
         time.sleep(0.01)
-        due = any(slot.sequence >= 20 for slot in batch.table.rows)
+        due = any(cohort.sequence >= 8 for cohort in batch.books.cohorts)
         if due and (rank, self._spec.local) == ({rank}, {at}) and not when.exists():
             act()
     return real(self, batch)

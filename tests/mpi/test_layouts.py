@@ -149,6 +149,30 @@ def test_resume_under_another_layout_and_rank_count(
     place("compare", "run", str(finished[0] / "run")).expect(0)
 
 
+def test_what_is_on_its_way_arrives_though_there_is_nothing_to_do(
+    place: Place, base: tuple[str, ...]
+) -> None:
+    """All rows are done, so rank 0 ends at once, while the stages still wait for what it sent them
+    to warm up with."""
+    few = (*base, "dataset.limit=8", "run.dir=run", "run.deadline_s=5")
+    place(*few).expect(0)
+    late = """
+import time
+from ftjob.comm.mpi import Courier
+
+real = Courier.run
+
+
+def run(self):
+    time.sleep(1.5)
+    real(self)
+
+
+Courier.run = run
+"""
+    place.driver("late", late).ranks(2)(*few, *settings((1, 2, 1), "1")).expect(0)
+
+
 def test_a_slow_replica_holds_nobody_back(place: Place, base: tuple[str, ...]) -> None:
     """Chunks go where there is room: the fast replica does most of them."""
     slow = "import os\nimport time\nimport ftjob.device\nreal = ftjob.device.score_chunk\n"

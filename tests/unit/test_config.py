@@ -67,8 +67,22 @@ REFUSED = {
     "outside the rule": ("dataset.ngrams=5", "must be from 0 to 4", "1..N-grams"),
     "not above zero": ("run.deadline_s=0", "must be above 0", "silent"),
     "not a number at all": ("run.deadline_s=nan", "must be above 0", "silent"),
+    "no end of seconds": ("run.deadline_s=inf", "must be above 0, at most 1000000", "silent"),
+    "more bytes than there are": ("cluster.memory_gb=1e300", "above 0, at most 1000000", "memory"),
+    "absurd penalty": ("decode.length_penalty=-1e9", "must be from -10 to 10", "rank by"),
+    "penalty that is no number": ("decode.length_penalty=nan", "must be from -10 to 10", "rank by"),
+    "penalty of 400 digits": (f"decode.length_penalty=1{'0' * 400}", "from -10 to 10", "rank by"),
+    "absurd length": ("decode.max_new_tokens=65537", "must be from 1 to 65536", "most new tokens"),
+    "looks that never come": ("batch.stop_every=257", "must be from 1 to 256", "decode steps"),
+    "400 digits": (f"batch.window=1{'0' * 400}", "must be int", "at most 64 bits"),
+    "expects what never is": ("dataset.expect.bleu=inf", "must be finite numbers", "metric"),
+    "expects what is no number": ("dataset.expect.bleu=nan", "must be finite numbers", "metric"),
     "rule of a nested key": ("model.arch.layers=0", "must be at least 1", "transformer layers"),
-    "devices below one": ("cluster.devices_per_node=0", "must be at least 1", "devices_per_node=0"),
+    "devices below one": (
+        "cluster.devices_per_node=0",
+        "must be from 1 to 1024",
+        "devices_per_node=0",
+    ),
     "unknown model": ("model=gpt345", "no such model", "Did you mean gpt345m?"),
     "unknown dataset": ("dataset=lambda", "no such dataset", "Did you mean lambada?"),
     "no choice": ("model=null", "no such model", "Known:"),
@@ -90,6 +104,17 @@ def test_override_is_refused_with_rule_and_hint(override: str, rule: str, hint: 
     assert hint in message
     if not message.startswith("configuration:"):
         assert override.split("=")[0].split(".")[-1] in message
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("decode.length_penalty=-10", "decode.length_penalty=10", "decode.max_new_tokens=65536"),
+        *("batch.stop_every=256", "run.deadline_s=1e6", "dataset.expect.acc=-1e30"),
+    ],
+)
+def test_the_ends_of_a_rule_are_legal(override: str) -> None:
+    compose([override])
 
 
 @pytest.mark.parametrize("old", OLD_NAMES)
@@ -277,7 +302,7 @@ def test_the_shipped_t5_translates_behind_the_prefix() -> None:
         changed = compose(["model=demo_t5", f"dataset={name}", "decode.max_new_tokens=9"])
         assert changed.decode.max_new_tokens == 9
     own = compose(["dataset=translation", "dataset.path=a.en", "dataset.target_path=a.de"])
-    assert (own.dataset.prefix, own.dataset.task) == ("", "translation")
+    assert (own.dataset.prefix, own.dataset.task) == (None, "translation")
 
 
 def test_config_dir_adds_choices(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ from ftjob.link import Done, LocalLink, Message, Work
 from ftjob.model.arch import Arch
 from ftjob.model.families import family
 from ftjob.model.stage import Entry
-from ftjob.plan import Generation, Machine, Plan, make_plan
+from ftjob.plan import Machine, Plan, make_plan
+from ftjob.plan_generation import Generation
 from ftjob.tasks.base import GenerateRequest, Row
 
 ARCH = Arch("gpt2", 4, 4, 4, 16, 64, 50, 512, 1e-5, "gelu_tanh", True)
@@ -249,8 +250,8 @@ def test_rows_ahead(pipeline: int) -> None:
     ("refill", "cells", "max_tokens"), [(1, 10**6, 500), (4, 10**6, 500), (4, 130, 500), (4, 1, 9)]
 )
 def test_chunks_enter_at_once(refill: int, cells: int, max_tokens: int, order: bool) -> None:
-    """At most `refill` rows, and all of them in the cache as wide as the widest."""
-    room = Generation(slots=16, beams=3, refill=refill, cells=cells, stop_every=1)
+    """At most `refill` rows, and each in the cache as wide as the widest."""
+    room = Generation(16, beams=3, refill=refill, cells=cells, stop_every=1, score_bytes=0)
     rows = requests(200, 7)
     made = list(chunks(rows, window=64, max_tokens=max_tokens, by_length=order, generation=room))
     assert sorted(r.key for c in made for r in c.requests) == sorted(r.key for r in rows)

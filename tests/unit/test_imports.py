@@ -22,6 +22,7 @@ STDLIB_ONLY = (
     "errors.py",
     "pipeline.py",
     "plan.py",
+    "plan_generation.py",
     "checkpoint/shard.py",
     "model/arch.py",
     "model/families/",

@@ -38,6 +38,7 @@ def record(index: int) -> Json:
         "key": f"k{index}",
         "index": index,
         "line": index + 1,
+        "finish_reason": "length",
         "error": None,
         "output_ids": [index],
         "logprob": -float(index),
@@ -123,6 +124,14 @@ def test_an_answer_changed_in_journal_and_samples_is_found(ended: Path) -> None:
     later = ended / "run" / "journal" / "rank0000.attempt1.jsonl"
     edit(later, lambda rows: rows[2].update(output_ids=[0]))
     assert ["output_ids" in problem for problem in judged(ended)] == [True]
+
+
+def test_a_field_that_the_reference_alone_has_is_found(ended: Path) -> None:
+    reference = ended / "reference" / "samples.jsonl"
+    edit(reference, lambda rows: [row.update(token_logprobs=[-1.0]) for row in rows])
+    assert judged(ended) == [
+        "fields of one run alone: token_logprobs, which only the first run has"
+    ]
 
 
 def test_a_row_missing_in_the_journals_is_found(ended: Path) -> None:

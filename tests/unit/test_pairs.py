@@ -109,8 +109,38 @@ def test_a_text_file_alone_has_no_references(tmp_path: Path) -> None:
     RowSource(data).check()
     assert both(list(RowSource(data).rows())) == [("a", None), ("", None), ("b", None)]
     assert not has_references(data)
-    (tmp_path / "a.src").write_text("a\n")
-    assert "has dataset.target_path beside it" in refusal(path=f"{tmp_path}/a.src")
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_a_text_file_of_another_ending_needs_its_references_or_a_word(
+    tmp_path: Path, packed: str
+) -> None:
+    """Nothing tells a text of sources from one whose references were forgotten."""
+    path = tmp_path / f"test.en{packed}"
+    text = b"a\nb\n"
+    path.write_bytes(gzip.compress(text) if packed else text)
+    message = refusal(path=str(path), sacrebleu="multi30k/2016")
+    assert message.startswith(f"dataset.path={path}: a text file, a row a line, has its translat")
+    assert "add dataset.target_path=FILE. " in message
+    assert "add dataset.target_column=null." in message
+    assert "Did you mean" not in message
+    (tmp_path / f"test.de{packed}").write_bytes(path.read_bytes())
+    assert f"add dataset.target_path={tmp_path}/test.de{packed}. " in refusal(path=str(path))
+    assert "target_path=FILE. " in refusal(path=str(path), pair="en-fr")
+    assert "target_path=FILE. " in refusal(path=str(path), pair="fr-de")
+    alone = config(path=str(path), target_column=None)
+    RowSource(alone).check()
+    assert both(list(RowSource(alone).rows())) == [("a", None), ("b", None)]
+    assert not has_references(alone)
+    assert "no such file" in refusal(path=f"{tmp_path}/gone.en")
+
+
+def test_no_references_are_wanted_of_a_table_either(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("source\na\n")
+    data = config(path=f"{tmp_path}/a.csv", target_column=None)
+    assert both(list(RowSource(data).rows())) == [("a", None)]
+    shipped = config(path="builtin:captions_en_de", target_column=None)
+    assert len(list(RowSource(shipped).rows())) == 62
 
 
 NAMED = [p for p in PAIRS if p[0]]
@@ -160,11 +190,15 @@ BAD = {
     ),
     "limit zero": (
         '{"source": "a", "target": "b", "max_new_tokens": 0}',
-        "max_new_tokens is 0, must be a whole number of at least 1",
+        "max_new_tokens is 0, must be a whole number from 1 to 65536",
+    ),
+    "limit too large": (
+        '{"source": "a", "target": "b", "max_new_tokens": 65537}',
+        "max_new_tokens is 65537, must be a whole number from 1 to 65536",
     ),
     "limit text": (
         '{"source": "a", "target": "b", "max_new_tokens": "8"}',
-        "max_new_tokens is '8', must be a whole number of at least 1",
+        "max_new_tokens is '8', must be a whole number from 1 to 65536",
     ),
     "limit true": (
         '{"source": "a", "target": "b", "max_new_tokens": true}',
@@ -200,6 +234,79 @@ def test_own_id_and_own_limit_of_a_row_are_kept(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(own) + "\n")
     (row,) = read(path=f"{tmp_path}/a.jsonl")
     assert (row.id, row.max_new_tokens) == ("mine", 7)
+
+
+LIMITED: list[dict[str, Any]] = [
+    {"source": "a", "target": "b", "max_new_tokens": 7},
+    {"source": "c", "target": "d", "max_new_tokens": None},
+    {"source": "e", "target": "f", "max_new_tokens": 65536},
+]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv.gz", "a.parquet", "real.parquet"])
+def test_own_limits_are_read_from_every_format(tmp_path: Path, name: str) -> None:
+    """An empty cell is no limit; a column with one holds real numbers in some tables. The rows are
+    those of JSONL, so their keys are too."""
+    path = tmp_path / name
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(r) + "\n" for r in LIMITED))
+    elif path.suffix == ".parquet":
+        kind = pyarrow.float64() if name.startswith("real") else pyarrow.int32()
+        table = pyarrow.Table.from_pylist(LIMITED)
+        limits = table["max_new_tokens"].cast(kind)
+        pyarrow.parquet.write_table(table.set_column(2, "max_new_tokens", limits), path)
+    else:
+        mark = "\t" if ".tsv" in name else ","
+        text = "source,max_new_tokens,target\na,7,b\nc,,d\ne,65536.0,f\n".replace(",", mark)
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    rows = read(path=str(path))
+    assert [r.max_new_tokens for r in rows] == [7, None, 65536]
+    assert both(rows) == [(str(r["source"]), str(r["target"])) for r in LIMITED]
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("".join(json.dumps(r) + "\n" for r in LIMITED))
+    assert [r.content for r in rows] == [r.content for r in read(path=str(plain))]
+
+
+@pytest.mark.parametrize("cell", ["0", "-1", "8.5", "many", "65537", "1e3", "9" * 30, "٣"])
+def test_a_cell_that_is_no_limit_is_an_error_of_its_row(tmp_path: Path, cell: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"source,target,max_new_tokens\na,b,{cell}\nc,d,5\n", "utf-8")
+    bad, good = read(path=str(path))
+    assert str(bad.error).startswith("line 2: max_new_tokens is ")
+    assert str(bad.error).endswith("must be a whole number from 1 to 65536")
+    assert (bad.text, good.max_new_tokens) == (None, 5)
+    path.write_text("source,target,max_new_tokens\na,b,0\na,b,-1\n", "utf-8")
+    assert len({r.content for r in read(path=str(path))}) == 2
+
+
+def test_a_nested_table_keeps_its_limits(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    values = [{"translation": {"en": "a", "de": "b"}, "max_new_tokens": 3, "target": 1}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(values), path)
+    (row,) = read(path=str(path), column="translation")
+    assert (row.text, row.target, row.max_new_tokens) == ("a", "b", 3)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_sets_of_the_hub_keep_their_limits(monkeypatch: pytest.MonkeyPatch, nested: bool) -> None:
+    import datasets
+
+    values: list[dict[str, Any]] = [
+        {"source": {"en": r["source"], "de": r["target"]}, "max_new_tokens": r["max_new_tokens"]}
+        if nested
+        else r
+        for r in LIMITED
+    ]
+    loaded = datasets.Dataset.from_list(values)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded)
+    source = RowSource(config(hub="a/b"))
+    source.check()
+    assert [r.max_new_tokens for r in source.rows()] == [7, None, 65536]
+    with pytest.raises(DataError, match=r"dataset\.hub=a/b: no column 'src'.*Known: max_new"):
+        RowSource(config(hub="a/b", column="src")).check()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded.select([]))
+    with pytest.raises(DataError, match=r"a/b \(default, test\): holds no rows"):
+        source.check()
 
 
 def test_rows_that_differ_anywhere_have_other_keys(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from ftjob.config.groups import DatasetConfig
 from ftjob.errors import UNREADABLE, DataError
 from ftjob.tasks.base import Row
+from ftjob.tasks.ids import Doubled, doubled_id
 from ftjob.tasks.rows import RowSource
 
 TEXTS = ["the cat sat", 'a "quoted", comma', "naïve café 漢字 🙂", "two\nlines here", " edge "]
@@ -145,6 +146,62 @@ def test_own_id_of_a_row_is_kept(tmp_path: Path) -> None:
     assert [r.id for r in read(path)] == ["a7", "a8"]
 
 
+def check_refusal(path: Path, **keys: Any) -> str:
+    """What is refused before anything starts."""
+    with pytest.raises(DataError) as refused:
+        RowSource(DatasetConfig(path=str(path), **keys)).check()
+    return str(refused.value)
+
+
+SAME_ID = {
+    "text": (b'{"text": "a b", "id": "x"}', b'{"id": "x", "text": "c d"}', "'x'"),
+    "number and text": (b'{"text": "a b", "id": 7}', b'{"text": "c d", "id": "7"}', "'7'"),
+    "escaped name": (b'{"text": "a b", "\\u0069d": "x"}', b'{"text": "", "id": "x"}', "'x'"),
+    "escaped value": (
+        b'{"text": "a b", "id": "\\u00e4"}',
+        '{"text": "", "id": "ä"}'.encode(),
+        "'ä'",
+    ),
+    "of a row with an error": (b'{"text": 5, "id": "x"}', b'{"text": "a b", "id": "x"}', "'x'"),
+}
+
+
+@pytest.mark.parametrize(("one", "two", "named"), SAME_ID.values(), ids=SAME_ID.keys())
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_id_that_two_rows_have_is_refused_with_both_lines(
+    tmp_path: Path, one: bytes, two: bytes, named: str, packed: bool
+) -> None:
+    others = [json.dumps({"text": "a b", "id": f"row {i}"}).encode() for i in range(50)]
+    content = b"\n".join([*others[:20], one, b"", *others[20:], two, one]) + b"\n"
+    path = tmp_path / ("a.jsonl.gz" if packed else "a.jsonl")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    assert check_refusal(path) == (
+        f"{path}: id {named} is on line 21 and again on line 53; ids must be unique"
+    )
+    assert check_refusal(path, limit=2)  # which a larger limit would meet
+
+
+def test_ids_that_differ_are_no_double(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    odd = ['{"id": "x"}', '{"id": "x"', '["id"]', '{"text": "a b", "id": null}', '{"id": "x"}']
+    rows = [json.dumps({"text": "a b", "id": i}) for i in range(40)]
+    rows += [json.dumps({"text": "a b", "id": [1]}), '{"text": "a b"}', '{"text": "a b"}']
+    path.write_text("\n".join([*odd, *rows]) + "\n")
+    RowSource(DatasetConfig(path=str(path))).check()
+    assert [r.id for r in read(path) if r.id is not None] == [str(i) for i in range(40)]
+
+
+def test_equal_hashes_are_no_equal_ids() -> None:
+    class Own(str):
+        def __hash__(self) -> int:
+            return len(self)
+
+    found = [(1, Own("aa")), (2, Own("bb")), (3, Own("ccc")), (5, Own("bb")), (6, Own("aa"))]
+    assert doubled_id(lambda: iter(found)) == Doubled("bb", 2, 5)
+    assert doubled_id(lambda: iter(found[:3])) is None
+    assert doubled_id(lambda: iter(())) is None
+
+
 def test_csv_rows_carry_the_line_they_begin_on(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('n,text\n1,"two\nlines here"\n\n2,c d\n')
@@ -205,6 +262,7 @@ def test_missing_column_is_refused_with_those_there_are(tmp_path: Path, name: st
     message = refusal(tmp_path / name, column="txt")
     assert str(tmp_path / name) in message
     assert "no column 'txt' (dataset.column). Did you mean text? Known: n, text." in message
+    assert check_refusal(tmp_path / name, column="txt") == message
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
@@ -212,6 +270,7 @@ def test_missing_column_is_refused_with_those_there_are(tmp_path: Path, name: st
 def test_file_without_rows_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     assert name in refusal(tmp_path / name)
+    assert check_refusal(tmp_path / name) == refusal(tmp_path / name)
 
 
 def test_missing_file_and_unknown_ending_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,4 @@
-"""Slots in use again: rows that enter beside others at work, wider than these or too wide for all
-slots to be as wide.
-"""
+"""Rows that enter beside others at work, and what becomes of logits that are no numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from ftjob.decode.cache import Cache
 from ftjob.model.stage import Stage
 from ftjob.tasks.base import Generated
 from tests.model.generate_job import generate, generation_job
@@ -38,24 +35,6 @@ def test_longer_sources_enter_beside_rows_at_work(pipeline: int) -> None:
         order="dataset",
     )
     assert _ids(generate(many, rows, limits)) == _ids(generate(alone, rows, limits))
-
-
-def test_the_cache_keeps_to_its_cells_where_rows_are_wide() -> None:
-    arch = generation_job("builtin:demo_t5", {}, model=MODEL).source.arch
-    cache = Cache(arch, 1, 1, 64, 2, 1000, (torch.float32, torch.device("cpu")))
-
-    def cells() -> int:
-        kept, source = cache.kept[0].keys, cache.sources[0].keys
-        assert kept.shape[0] == source.shape[0]
-        return kept.shape[0] * (kept.shape[2] + source.shape[2])
-
-    for rows, keys, source in ((16, 2, 10), (16, 40, 10), (2, 40, 400), (3, 300, 30), (64, 4, 11)):
-        cache.reserve(rows, keys, source)
-        kept, read = cache.kept[0].keys, cache.sources[0].keys
-        assert kept.shape[0] >= rows
-        assert kept.shape[2] >= keys
-        assert read.shape[2] >= source
-        assert cells() <= 1000
 
 
 def test_scores_that_are_no_numbers_end_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
