@@ -6,6 +6,7 @@ what they mean to ours. Standard library only.
 
 from __future__ import annotations
 
+import ast
 import configparser
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ftjob.checkpoint.stored import shown
 from ftjob.errors import CheckpointError
 
 _LARGEST = 1 << 20
+_LONGEST = 1 << 14
 
 
 class Section:
@@ -61,6 +63,17 @@ class Section:
         if value not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
             raise self.refuse(key, "must be true or false")
         return value in ("true", "1", "yes", "on")
+
+    def mapping(self, key: str) -> dict[str, Any] | None:
+        """A dictionary that Python printed into the file; None where there is none."""
+        value = self.values.get(key, "")
+        if not value.startswith("{") or len(value) > _LONGEST:
+            return None
+        try:
+            found = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+            raise self.refuse(key, "is no dictionary as Python prints it") from None
+        return found if isinstance(found, dict) else None
 
     def plain(self, key: str) -> Any:
         """A value that Python printed into the file: a number, a flag, None or a word."""

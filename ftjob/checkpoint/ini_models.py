@@ -131,6 +131,8 @@ def t5_config(sections: Mapping[str, Section]) -> Model:
     for key in _T5_PLAIN:
         if key in decoder.values and decoder.plain(key) is not None:
             config[key] = decoder.plain(key)
+    if (tasks := decoder.mapping("task_specific_params")) is not None:
+        config["task_specific_params"] = tasks
     _set_gate(config, structure)
     weights = encoder.text("weight_data_type", "fp32")
     if decoder.text("weight_data_type", "fp32") != weights:

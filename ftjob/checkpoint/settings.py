@@ -95,7 +95,7 @@ def _gpt(arch: Arch, specials: Specials, dtype: str, ways: int) -> Sections:
 def _t5(config: Mapping[str, Any], arch: Arch, specials: Specials, dtype: str) -> Sections:
     """Both stacks have the whole configuration, as the converter of old dumped it."""
     assert arch.relative is not None
-    plain = {k: v for k, v in config.items() if not isinstance(v, (list, dict))}
+    plain = {k: v for k, v in config.items() if not isinstance(v, list)}
     plain.pop("relative_attention_num_buckets", None)
     gated = {"gelu_tanh": "gated-gelu", "gelu": "gated-gelu", "relu": "gated-relu"}
     both = plain | {

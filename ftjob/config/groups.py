@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
+from ftjob.config.convert import ConvertConfig
 from ftjob.config.keys import FINITE, Rule, about, at_least, between, key, keys_of, positive
 from ftjob.errors import ConfigError
 
@@ -283,24 +284,6 @@ class PlanConfig:
         rule=at_least(1),
     )
     output_len: int = key(32, "new tokens of a row", rule=at_least(0))
-
-
-@dataclass(frozen=True)
-class ConvertConfig:
-    """What `python -m ftjob convert` writes, from model.checkpoint."""
-
-    to: Literal["hf", "fastertransformer", "megatron"] | None = key(None, "format to write")
-    out: str | None = key(None, "folder to write, which must not exist yet")
-    tensor: int = key(1, "tensor ranks to cut for (fastertransformer, megatron)", rule=at_least(1))
-    pipeline: int = key(1, "pipeline ranks to cut for (megatron)", rule=at_least(1))
-    dtype: Literal["auto", "f32", "bf16", "f16"] = key(
-        "auto", "dtype to write; auto is the stored one"
-    )
-    settings: str | None = key(
-        None,
-        "config.pbtxt or config.ini of FasterTransformer to translate into overrides, instead of "
-        "weights",
-    )
 
 
 @dataclass(frozen=True)

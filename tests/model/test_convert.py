@@ -112,6 +112,23 @@ def test_t5_both_ways(tmp_path: Path, kind: str) -> None:
         assert torch.equal(*logits)
 
 
+def test_prefixes_of_a_t5_come_along(tmp_path: Path) -> None:
+    """transformers' task_specific_params, which say what is put before a source; a dictionary that
+    is none is refused, and nothing of it is executed."""
+    write_t5(tmp_path / "hf", "v1_0")
+    path = tmp_path / "hf" / "config.json"
+    tasks = {"translation_en_to_de": {"prefix": "translate English to German: ", "beams": 4}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task_specific_params": tasks}))
+    there = converted(tmp_path / "hf", tmp_path / "there", "fastertransformer", "t5")
+    back = converted(there, tmp_path / "back", "hf", "t5")
+    for folder in (there, back):
+        assert open_source(config_of(folder, "t5")).prefix == "translate English to German: "
+    ini = there / "config.ini"
+    ini.write_text(ini.read_text().replace(str(tasks), "{print('executed')}"))
+    with pytest.raises(CheckpointError, match="is no dictionary as Python prints it"):
+        open_source(config_of(there, "t5"))
+
+
 def test_transformers_reads_what_came_from_megatron(tmp_path: Path) -> None:
     model = write_gpt2(tmp_path / "hf", random_gpt2())
     source = write_megatron(tmp_path / "hf", tmp_path / "m", ways=2, version=1.0, padding=3)

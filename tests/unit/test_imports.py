@@ -28,6 +28,7 @@ STDLIB_ONLY = (
     "model/families/",
     "config/__init__.py",
     "config/build.py",
+    "config/convert.py",
     "config/dataset.py",
     "config/groups.py",
     "config/keys.py",
