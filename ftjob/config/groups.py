@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
+from ftjob.config.convert import ConvertConfig
 from ftjob.config.keys import FINITE, Rule, about, at_least, between, key, keys_of, positive
 from ftjob.errors import ConfigError
 
@@ -74,6 +75,11 @@ class ModelConfig:
         None,
         "tokenizer.json, spiece.model, a folder with one or with vocab.json and merges.txt, or "
         "builtin:NAME; null is the checkpoint's own",
+    )
+    verify: bool = key(
+        True,
+        "read a checkpoint that has ftjob-manifest.json, which convert writes, once through and "
+        "compare its checksums before it is loaded",
     )
     seed: int = key(0, "seed of checkpoint=random", rule=at_least(0))
     arch: ArchConfig = field(default_factory=ArchConfig)
@@ -292,6 +298,7 @@ class JobConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    convert: ConvertConfig = field(default_factory=ConvertConfig)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, tuples as lists, for config.yaml and JSON."""
