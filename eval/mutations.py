@@ -48,7 +48,8 @@ TEXT = [
     "one message that names a file, exit 2 or 3. As it was: the change lies where nothing is read. "
     "Other numbers: no more numbers differ than bytes were changed. Other settings: the files "
     "describe another model, whole in itself. Found: changed files that the manifest of a "
-    "converted folder gave away, before anything is loaded.",
+    "converted folder gave away, before anything is loaded. The plain format holds addresses, so "
+    "its files, and what a seed does to them, differ from run to run.",
 ]
 Weights = dict[str, torch.Tensor]
 

@@ -6,6 +6,7 @@ itself where it holds them as they come; `device` sees to it that every paramete
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections import OrderedDict
@@ -158,6 +159,8 @@ def cut_tensors(
     rooms = {placed.parameter: room(placed.parameter) for placed in held}
     shared = max((r.nbytes for r in rooms.values() if r.is_meta), default=0)
     buffer = torch.empty(shared, dtype=torch.uint8, device=source.device)
+    # What was freed between two packed weights stays with the process otherwise: 100 MB of 1.4 GB.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
     for placed in held:
         rule, part = placed.rule, rooms[placed.parameter]
         shape = rule.parameter_shape(ways)
@@ -168,6 +171,7 @@ def cut_tensors(
         for number, place in enumerate(part.chunk(len(placed.sources))):
             _fill(source, placed, number, rank, ways, place)
         yield placed, part
+        trim(0)
         pulse()
 
 

@@ -25,6 +25,8 @@ from ftjob.model.families import family
 # Rows of q, k and v by checkpoint version: Megatron-LM, fix_query_key_value_ordering.
 ORDERS: Mapping[int, Fused] = MappingProxyType({0: "parts", 1: "elements", 2: "heads", 3: "heads"})
 EMBEDDING, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
+# Tensors of a row a word, whose padding makes them divide.
+PADDED = ("wte.weight", "lm_head.weight")
 _HEAD_COPY = "word_embeddings_for_head.weight"
 
 
@@ -90,7 +92,7 @@ def open_megatron(folder: Path, home: Path, known: Known) -> CheckpointIndex:
     stage_of = [s for s, n in enumerate(before) for _ in range(n, [*before, layers][s + 1])]
     for placed in placed_forms(gpt_forms(version), shapes):
         stage = _stage(placed, stage_of)
-        padded = rows if placed.sources[0] in ("wte.weight", "lm_head.weight") else None
+        padded = rows if placed.sources[0] in PADDED else None
         for rank in range(ways):
             _check_cut(first.file, placed, arch.heads, ways)
             laid = lay(placed.form, placed.shape, rank, ways, arch.heads, padded)
@@ -106,7 +108,7 @@ def open_megatron(folder: Path, home: Path, known: Known) -> CheckpointIndex:
 def _check_cut(file: Path, placed: Placed, heads: int, ways: int) -> None:
     split = placed.form.split
     if heads % ways or (
-        split is not None and placed.shape[split] % ways and "wte" not in placed.sources[0]
+        split is not None and placed.shape[split] % ways and placed.sources[0] not in PADDED
     ):
         raise CheckpointError(
             f"{file}: {heads} heads and {placed.sources[0]} {list(placed.shape)} cannot be cut "

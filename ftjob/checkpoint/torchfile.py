@@ -35,7 +35,7 @@ _DTYPES = MappingProxyType(
     }
 )
 # A pickle of a real file has some hundred bytes a tensor; Python's objects take many times that.
-_LARGEST_PICKLE = 16 << 20
+_LARGEST_PICKLE, _USUAL_PICKLE = 16 << 20, 1 << 20
 # torch.serialization: what a file older than the zip format begins with, pickled by itself.
 _MAGIC, _MAGIC_START = 0x1950A86A20F9469CFC6C, b"\x80\x02\x8a\x0a"
 
@@ -211,13 +211,13 @@ def _read_zip(file: Path, opened: BinaryIO, size: int) -> TorchFile:
 def _read_plain(file: Path, opened: BinaryIO, size: int) -> TorchFile:
     """Five pickles (magic number, version, machine, tree, keys), then each storage: its count of
     elements (8 bytes) and its bytes."""
-    data = memoryview(opened.read(_LARGEST_PICKLE))
     storages: dict[str, Storage] = {}
-    at, found = 0, []
-    for _ in range(5):
-        value, length = read_pickle(data[at:], _calls(), _storages(storages))
-        found.append(value)
-        at += length
+    try:  # few trees are larger than this, and what follows are weights
+        found, at = _five_pickles(opened.read(_USUAL_PICKLE), storages)
+    except ValueError:
+        storages.clear()
+        opened.seek(0)
+        found, at = _five_pickles(opened.read(_LARGEST_PICKLE), storages)
     magic, version, machine, root, keys = found
     if magic != _MAGIC or version != 1001:
         raise ValueError(f"version {shown(version)} of the format is not known")
@@ -241,6 +241,16 @@ def _read_plain(file: Path, opened: BinaryIO, size: int) -> TorchFile:
     if at != size:
         raise ValueError(f"{size - at} bytes at its end belong to no tensor")
     return TorchFile(file, root, places)
+
+
+def _five_pickles(data: bytes, storages: dict[str, Storage]) -> tuple[list[Any], int]:
+    """The five values that a plain file begins with, and where they end."""
+    view, at, found = memoryview(data), 0, []
+    for _ in range(5):
+        value, length = read_pickle(view[at:], _calls(), _storages(storages))
+        found.append(value)
+        at += length
+    return found, at
 
 
 def _storages(found: dict[str, Storage]) -> Callable[[Any], Storage]:

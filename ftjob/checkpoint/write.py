@@ -18,7 +18,7 @@ import torch
 
 from ftjob.checkpoint.forms import Box, Laid, lay, placed_forms
 from ftjob.checkpoint.load import FileSource
-from ftjob.checkpoint.megatron import gpt_forms
+from ftjob.checkpoint.megatron import PADDED, gpt_forms
 from ftjob.checkpoint.megatron_files import FILE_NAME, LATEST_NAME
 from ftjob.checkpoint.ranged import DTYPES
 from ftjob.checkpoint.shard import Shape
@@ -164,7 +164,7 @@ def _stage_of(
     for placed in placed_forms(gpt_forms(3), writing.shapes):
         part, _, name = placed.stored.partition(".")
         number = int(name.split(".")[1]) if name.startswith("layers.") else None
-        padded = rows if placed.sources[0] in ("wte.weight", "lm_head.weight") else None
+        padded = rows if placed.sources[0] in PADDED else None
         last = stage == stages - 1
         if number is not None:
             here = layers[0] <= number < layers[1]

@@ -57,6 +57,13 @@ def test_t5_at_every_split(tmp_path: Path, ways: int, kind: str) -> None:
         assert_same(parts(config_of(folder, "t5"), *split), hf)
 
 
+def test_eight_ranks(tmp_path: Path) -> None:
+    write_gpt2(tmp_path / "hf", random_gpt2(n_head=8))
+    folder = write_ft_gpt(tmp_path / "hf", tmp_path / "ft", 8)
+    for split in ((1, 1), (2, 2), (8, 1)):
+        assert_same(parts(config_of(folder), *split), parts(config_of(tmp_path / "hf"), *split))
+
+
 def test_gpt_settings(tmp_path: Path) -> None:
     write_gpt2(tmp_path / "hf", random_gpt2(eos_token_id=7))
     theirs = opened(tmp_path / "hf").arch

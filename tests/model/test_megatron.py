@@ -62,6 +62,17 @@ def test_every_version_at_every_split(
         assert_same(parts(config, *split), parts(config_of(hf), *split))
 
 
+@pytest.mark.parametrize("version", [0, 1.0, 3.0])
+def test_eight_ranks(tmp_path: Path, version: float) -> None:
+    write_gpt2(tmp_path / "hf", random_gpt2(n_head=8))
+    folder = write_megatron(
+        tmp_path / "hf", tmp_path / "m", ways=8, stages=2, version=version, padding=3
+    )
+    config = config_of(folder, arch={"vocab": 61})
+    for split in ((1, 1), (2, 2), (8, 1)):
+        assert_same(parts(config, *split), parts(config_of(tmp_path / "hf"), *split))
+
+
 def test_half_precision(tmp_path: Path) -> None:
     write_gpt2(tmp_path / "hf", random_gpt2(), dtype=torch.float16)
     for dtype in (torch.float16, torch.float32):

@@ -182,3 +182,11 @@ def test_any_change_of_a_file_is_refused_or_read(tmp_path: Path, zipped: bool) -
         except (CheckpointError, AttributeError, KeyError, TypeError):
             refused += 1  # the tree's shape is for the caller to check
     assert 200 < refused < 400
+
+
+def test_plain_file_of_a_large_tree(tmp_path: Path) -> None:
+    """More than a megabyte of names before the first weight."""
+    made = {f"{'x' * 1000}{i}": torch.full((2,), float(i)) for i in range(1500)}
+    opened = read_torch_file(save(tmp_path / "x.pt", made, zipped=False))
+    for name, view in list(opened.root.items())[::100]:
+        assert bytes_of(opened, name, view) == made[name].numpy().tobytes()
