@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -17,6 +18,8 @@ from ftjob.checkpoint.shard import place_all
 from ftjob.config import JobConfig
 from ftjob.config.compose import compose
 from ftjob.job import open_model
+from ftjob.model.arch import Arch
+from ftjob.model.families import family
 
 
 def save_random(folder: Path, config: JobConfig, dtype: torch.dtype = torch.float32) -> None:
@@ -31,10 +34,15 @@ def save_random(folder: Path, config: JobConfig, dtype: torch.dtype = torch.floa
         for number, name in enumerate(placed.sources):
             whole = torch.empty(placed.rule.shape, dtype=dtype)
             everything.read(placed, number, region, whole)
-            tensors[f"transformer.{name}"] = whole
+            tensors[f"{family(arch.family).PREFIXES[0]}{name}"] = whole
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    stated = {
-        "model_type": arch.family,
+    stated = _t5_config(arch) if arch.seq2seq else _gpt2_config(arch)
+    (folder / "config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+
+
+def _gpt2_config(arch: Arch) -> dict[str, Any]:
+    return {
+        "model_type": "gpt2",
         "n_layer": arch.layers,
         "n_head": arch.heads,
         "n_embd": arch.hidden,
@@ -43,7 +51,25 @@ def save_random(folder: Path, config: JobConfig, dtype: torch.dtype = torch.floa
         "n_positions": arch.positions,
         "layer_norm_epsilon": arch.norm_eps,
     }
-    (folder / "config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+
+
+def _t5_config(arch: Arch) -> dict[str, Any]:
+    assert arch.relative is not None
+    return {
+        "model_type": "t5",
+        "num_layers": arch.encoder_layers,
+        "num_decoder_layers": arch.layers,
+        "num_heads": arch.heads,
+        "d_model": arch.hidden,
+        "d_kv": arch.head_size,
+        "d_ff": arch.ffn,
+        "vocab_size": arch.vocab,
+        "relative_attention_num_buckets": arch.relative.buckets,
+        "relative_attention_max_distance": arch.relative.max_distance,
+        "feed_forward_proj": "gated-gelu" if arch.gated else "relu",
+        "tie_word_embeddings": arch.tied_head,
+        "layer_norm_epsilon": arch.norm_eps,
+    }
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def render(name: str) -> str:
         "bench": render_bench,
         "load": render_load,
         "kills": render_kills,
+        "mutations": render_mutations,
         "parts": render_parts,
     }
     return renderers[raw["kind"]](name, raw)
@@ -135,6 +136,28 @@ def load_ratios(case: dict[str, Any]) -> tuple[float, float, float]:
     whole = case["peak_bytes"] / case["weight_bytes"]
     added = (case["peak_bytes"] - case["before_bytes"]) / case["weight_bytes"]
     return whole, added, whole if case["before_bytes"] <= 0.2 * case["weight_bytes"] else added
+
+
+def render_mutations(name: str, raw: dict[str, Any]) -> str:
+    """What became of damaged checkpoints, a line a format."""
+    outcomes = ("refused", "as it was", "other numbers", "other settings", "FAILED")
+    lines = [
+        f"# {raw['title']}",
+        "",
+        *raw["text"],
+        "",
+        made_line(name, raw),
+        "",
+        f"| format | mutations | {' | '.join(outcomes)} | found by the manifest |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for form, made in raw["formats"].items():
+        counts = " | ".join(str(made["outcomes"].get(o, 0)) for o in outcomes)
+        changed = made["listed files changed"]
+        found = f"{made['found by the manifest']} of {changed}" if changed else "has none"
+        lines.append(f"| {form} | {made['mutations']} | {counts} | {found} |")
+    failures = [f"- {form}, {f}" for form, made in raw["formats"].items() for f in made["failures"]]
+    return "\n".join([*lines, *(["", *failures] if failures else [])]) + "\n"
 
 
 def main() -> int:

@@ -22,6 +22,7 @@ import torch
 
 from ftjob.batching import Chunk
 from ftjob.checkpoint.load import FileSource, RandomSource, cut_tensors
+from ftjob.checkpoint.shared import SharedReads
 from ftjob.comm import Halted, Pulse
 from ftjob.comm.groups import Wires
 from ftjob.comm.threads import GLANCE_S
@@ -73,7 +74,7 @@ Message = Ready | Answered | Failed
 
 class DeviceThread(threading.Thread):
     """Runs one `DeviceSpec`. `inbox` takes chunks, None ends the thread; `outbox` is shared by
-    the rank's devices."""
+    the rank's devices, and so are the `shared` reads of files."""
 
     def __init__(
         self,
@@ -83,8 +84,10 @@ class DeviceThread(threading.Thread):
         pulse: Pulse,
         outbox: queue.Queue[Message],
         phases: Phases,
+        shared: SharedReads | None = None,
     ) -> None:
         super().__init__(name=f"device{spec.local}", daemon=True)
+        self.shared = shared
         self.job, self.spec, self.wires, self.phases = job, spec, wires, phases
         self.inbox: queue.Queue[Chunk | None] = queue.Queue()
         self.outbox, self.pulse = outbox, pulse
@@ -199,7 +202,7 @@ class DeviceThread(threading.Thread):
                 self.wires.group,
             )
             open_files = (
-                FileSource(job.source.index, self.device)
+                FileSource(job.source.index, self.device, self.shared, self.pulse)
                 if job.source.index is not None
                 else nullcontext(RandomSource(job.config.model.seed, self.device))
             )

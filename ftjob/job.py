@@ -10,9 +10,11 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ftjob.checkpoint.index import CheckpointIndex, check_tensors, open_index, read_json
+from ftjob.checkpoint.formats import open_checkpoint
+from ftjob.checkpoint.index import CheckpointIndex, Known, check_layers, check_tensors
 from ftjob.checkpoint.resolve import resolve
 from ftjob.checkpoint.shard import TensorRule, place_all
 from ftjob.checkpoint.specials import read_specials
@@ -26,7 +28,7 @@ from ftjob.plan import Machine, Plan, make_plan
 from ftjob.prefix import Remark, choose_prefix, stated_prefix
 from ftjob.tasks.base import ModelLimits
 from ftjob.tasks.generation import run_options
-from ftjob.tokenizer import NONE, Tokenizer, has_tokenizer, open_tokenizer
+from ftjob.tokenizer import END_OF_TEXT, NONE, Tokenizer, has_tokenizer, open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,14 @@ class Job:
             "name": config.name,
             "family": source.arch.family,
             "checkpoint": source.origin,
-            "format": "random" if source.index is None else "Hugging Face safetensors",
+            "format": "random" if source.index is None else source.index.format,
             "parameters": source.parameters,
             "dtype": config.dtype,
             "weights": config.weights,
             "tokenizer": self.tokenizer.source,
             "random": source.index is None,
             **_arch_facts(source.arch),
+            **(source.index.remarks if source.index is not None else {}),
             "checkpoint tensors not used": ", ".join(source.ignored) or "none",
         }
 
@@ -165,29 +168,53 @@ def open_model(config: JobConfig) -> ModelSource:
     """
     model = config.model
     found = resolve(model.checkpoint, model.revision, model.name)
-    kind: Family = family(model.family)
     if found.folder is None:
         return shape_source(config, found.origin)
-    path = found.folder / "config.json"
-    stated = read_json(path)
-    actual = family_of(str(stated.get("model_type")))
+    folder = found.folder
+    index = open_checkpoint(folder, lambda: known_of(config, folder))
+    stated = str(index.config.get("model_type"))
+    actual = family_of(stated)
     if actual != model.family:
         raise ConfigError(
-            f"model.family={model.family}: {path} says model_type="
-            f"{stated.get('model_type')}, which family {actual} reads."
+            f"model.family={model.family}: {index.stated_in} says model_type={stated}, which "
+            f"family {actual} reads."
         )
-    index = open_index(found.folder, kind.PREFIXES)
+    return model_of(config, index, found.origin)
+
+
+def model_of(config: JobConfig, index: CheckpointIndex, origin: str) -> ModelSource:
+    """The model that an index describes, with every tensor of it checked.
+
+    Raises:
+        CheckpointError: with file, tensor, expected and found.
+        ConfigError: where conf/ and the checkpoint disagree about the shape.
+    """
+    kind = family(family_of(str(index.config.get("model_type"))))
     try:
-        arch = kind.read_config(stated, index.tensors.keys())
+        arch = kind.read_config(index.config, index.tensors.keys())
     except KeyError as error:
-        raise CheckpointError(f"{path}: {error} is missing") from None
-    check_shape(model.arch, arch, model.name, str(path))
+        raise CheckpointError(f"{index.stated_in}: {error} is missing") from None
+    check_shape(config.model.arch, arch, config.model.name, str(index.stated_in))
+    check_layers(arch.layers + arch.encoder_layers, len(index.tensors), index.stated_in)
     rules = kind.tensors(arch)
     whole = place_all(rules, arch.layers, arch.encoder_layers)
-    ignored = check_tensors(index, whole, kind.IGNORED)
-    specials = read_specials(kind, found.folder, stated, arch.vocab)
-    prefix = stated_prefix(stated, config.dataset.pair)
-    return ModelSource(arch, specials, rules, index, found.origin, tuple(ignored), prefix)
+    ignored = [*check_tensors(index, whole, kind.IGNORED), *index.unused]
+    specials = read_specials(kind, index, arch.vocab)
+    prefix = stated_prefix(index.config, config.dataset.pair)
+    return ModelSource(arch, specials, rules, index, origin, tuple(ignored), prefix)
+
+
+def known_of(config: JobConfig, folder: Path) -> Known:
+    """What configuration and tokenizer say of a model whose files may not; a tokenizer that is
+    absent is refused later, where it is needed."""
+    arch = config.model.arch
+    try:
+        tokenizer = open_tokenizer(config.model.tokenizer, folder)
+    except CheckpointError:
+        return Known(arch.heads, arch.vocab)
+    end = tokenizer.encode([END_OF_TEXT])[0]
+    single = end[0] if len(end) == 1 else None
+    return Known(arch.heads, arch.vocab, tokenizer.vocab_size, single)
 
 
 def shape_source(config: JobConfig, origin: str) -> ModelSource:

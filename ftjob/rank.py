@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ftjob.checkpoint.shared import SharedReads
 from ftjob.comm import Pulse
 from ftjob.comm.groups import Wiring
 from ftjob.device import DeviceThread, Failed, Message, Ready
@@ -63,10 +64,12 @@ class Rank:
         pulses = {spec.local: Pulse(self.halt) for spec in specs}
         self.wiring = Wiring(job.plan, link.rank, pulses, link.data, Pulse(self.halt))
         wires = self.wiring.wires
-        self.devices = [
-            DeviceState(DeviceThread(job, s, wires[s.local], pulses[s.local], self.outbox, phases))
+        shared = SharedReads(job.source.rules, specs, job.plan.tensor)
+        threads = [
+            DeviceThread(job, s, wires[s.local], pulses[s.local], self.outbox, phases, shared)
             for s in specs
         ]
+        self.devices = [DeviceState(thread) for thread in threads]
         self.status = RankStatus(folder, phases, self.devices)
         self.next_heartbeat = 0.0
         self.stuck: dict[int, float | None] = {}

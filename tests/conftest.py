@@ -29,6 +29,8 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
 )
+if not Path("/dev/nvidiactl").exists():  # no GPU: kernels run in Triton's interpreter
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def in_a_clone(path: Path) -> bool:

@@ -13,7 +13,7 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,20 @@ CASES: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
     ("one device, bf16", 0, 1, ("model.dtype=bf16",)),
     ("one device, int8", 0, 1, ("model.weights=int8",)),
 )
+# The random model's copy in the other formats, of which the cases that hold all of it are loaded:
+# name -> overrides of convert
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "FasterTransformer, 4-gpu": ("convert.to=fastertransformer", "convert.tensor=4"),
+    "Megatron-LM, 2 x 2": ("convert.to=megatron", "convert.tensor=2", "convert.pipeline=2"),
+}
+WHOLE = CASES[:4]
 TEXT = [
     "The device threads of one node load gpt345m in float32 (or as said) on the CPU: random, and "
-    "from a copy of the random model saved in float32. The peak is that of RssAnon, memory that no "
-    "file backs, sampled every 2 ms; interpreter, torch and tokenizer are in it. Before is RssAnon "
-    "when all of these are loaded and no weight is. Weights are the plan's bytes of the node's "
-    "devices. Bytes read are those of all read calls of the process during the load, per byte of "
-    "the slices that its devices need.",
+    "from a copy of the random model saved in float32, in several formats. The peak is that of "
+    "RssAnon, memory that no file backs, sampled every 2 ms; interpreter, torch and tokenizer are "
+    "in it. Before is RssAnon when all of these are loaded and no weight is. Weights are the "
+    "plan's bytes of the node's devices. Bytes read are those of all read calls of the process "
+    "during the load, per byte of the slices that its devices need, each slice counted once.",
     "",
     "The bound is a peak of 1.2 times the weights, all included; where what is there before is "
     "more than a fifth of the weights, it is what the load adds to it that must keep the bound.",
@@ -55,9 +62,16 @@ def main() -> int:
     rounds = parser.parse_args().rounds
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        save_copy(Path(folder), MODEL)
-        for weights, checkpoint in (("random", "random"), ("saved copy", folder)):
-            for name, rank, nodes, overrides in CASES:
+        saved = Path(folder) / "hf"
+        saved.mkdir()
+        save_copy(saved, MODEL)
+        kinds = [("random", "random", CASES), ("saved copy", str(saved), CASES)]
+        for number, (form, how) in enumerate(FORMATS.items()):
+            out = Path(folder) / str(number)
+            convert_copy(saved, out, how)
+            kinds.append((form, str(out), WHOLE))
+        for weights, checkpoint, cases in kinds:
+            for name, rank, nodes, overrides in cases:
                 given = [*MODEL, f"model.checkpoint={checkpoint}", *overrides]
                 made = [measure(rank, nodes, given) for _ in range(rounds)]
                 worst = max(made, key=lambda figures: figures["peak_bytes"])
@@ -85,6 +99,12 @@ def save_copy(folder: Path, overrides: Sequence[str]) -> None:
     subprocess.run(
         [sys.executable, "-m", "eval.random_copy", str(folder), *overrides], check=True, timeout=600
     )
+
+
+def convert_copy(source: Path, out: Path, how: Sequence[str]) -> None:
+    """The saved model in another format."""
+    command = ("convert", f"model.checkpoint={source}", f"convert.out={out}", *how)
+    subprocess.run([sys.executable, "-m", "ftjob", *command], check=True, timeout=600)
 
 
 def measure(rank: int, nodes: int, overrides: Sequence[str]) -> dict[str, Any]:

@@ -12,11 +12,13 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from ftjob.batching import Chunk
+from ftjob.checkpoint.shared import Key, SharedReads, key_of
 from ftjob.checkpoint.stored import BITS
 from ftjob.comm import Pulse, Solo
 from ftjob.comm.groups import Wires
@@ -52,8 +54,10 @@ def main() -> int:
     outbox: queue.Queue[Message] = queue.Queue()
     pulse = Pulse(threading.Event())
     wires = [Wires(Member(s.tensor, job.plan.tensor), None, None) for s in specs]
+    shared = SharedReads(job.source.rules, specs, job.plan.tensor)
     threads = [
-        Loader(job, s, w, pulse, outbox, Phases()) for s, w in zip(specs, wires, strict=True)
+        Loader(job, s, w, pulse, outbox, Phases(), shared)
+        for s, w in zip(specs, wires, strict=True)
     ]
     torch.ones(8, 8) @ torch.ones(8, 8)  # the libraries' own buffers are no weights
     print("ready", flush=True)
@@ -71,7 +75,7 @@ def main() -> int:
     figures = {
         "seconds": time.monotonic() - start,
         "bytes_read": characters_read() - before,
-        "slice_bytes": sum(slice_bytes(job, s) for s in specs),
+        "slice_bytes": slice_bytes(job, specs),
         "weight_bytes": sum(s.weight_bytes for s in specs),
         "held_bytes": held,
     }
@@ -80,18 +84,21 @@ def main() -> int:
     return 0
 
 
-def slice_bytes(job: Job, spec: DeviceSpec) -> int:
-    """Bytes of the stored slices that a device needs; none of random weights."""
+def slice_bytes(job: Job, specs: Sequence[DeviceSpec]) -> int:
+    """Bytes of the stored slices that a node's devices need, each once; none of random weights."""
     index = job.source.index
     if index is None:
         return 0
-    total = 0
-    for placed in stage_tensors(job.source.rules, spec):
-        rule = placed.rule
-        for region in rule.cut.regions(rule.shape, spec.tensor, job.plan.tensor):
-            bits = sum(BITS[index.tensors[name].dtype] for name in placed.sources)
-            total += math.prod(r.stop - r.start for r in region) * bits // 8
-    return total
+    found: dict[Key, int] = {}
+    for spec in specs:
+        for placed in stage_tensors(job.source.rules, spec):
+            rule = placed.rule
+            for region in rule.cut.regions(rule.shape, spec.tensor, job.plan.tensor):
+                for name in placed.sources:
+                    bits = BITS[index.tensors[name].dtype]
+                    count = math.prod(r.stop - r.start for r in region)
+                    found[key_of(name, region)] = count * bits // 8
+    return sum(found.values())
 
 
 def characters_read() -> int:

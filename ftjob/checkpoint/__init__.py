@@ -1,1 +1,2 @@
-"""Checkpoints: `resolve` (where), `index` (what), `shard` (how it is cut), `load` (the stream)."""
+"""Checkpoints: `resolve` (where), `formats` (which), `index` (what), `shard` (how it is cut),
+`load` (the stream), `convert` (the other way)."""

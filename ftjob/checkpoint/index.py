@@ -1,7 +1,7 @@
-"""What a checkpoint holds: its config.json, the tensors of its safetensors files, its identity.
+"""What a checkpoint holds, whatever its format: configuration, tensors, identity.
 
-Resolves `model.checkpoint` (a folder, a hub id, builtin:NAME or random) to files at hand, checks
-the tensors against the family's rules before any is read, and hands the index to `load`.
+`formats` opens a folder and gives the index; the tensors are checked here against the family's
+rules before any is read, and `load` reads them by it.
 """
 
 from __future__ import annotations
@@ -10,34 +10,72 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ftjob.checkpoint.manifest import manifest_of
 from ftjob.checkpoint.shard import Placed
-from ftjob.checkpoint.stored import StoredTensor, read_header
+from ftjob.checkpoint.stored import Held
 from ftjob.errors import CheckpointError
 
-INDEX_NAME = "model.safetensors.index.json"
+# Megatron-LM pads to a multiple of 128 rows for each tensor rank, and some to 1024.
+MOST_PADDING = 8 * 1024
+
+
+@dataclass(frozen=True)
+class Known:
+    """What configuration and tokenizer say of a model, for files that do not say it themselves:
+    heads, vocabulary as configured, words of the tokenizer, and the id that ends a text."""
+
+    heads: int | None = None
+    vocab: int | None = None
+    words: int | None = None
+    end: int | None = None
+
+    def padded(self, rows: int) -> int | None:
+        """The tokenizer's words, where so many rows can be these with padding behind; another
+        tokenizer than the model's has far fewer."""
+        few = self.words is not None and 0 <= rows - self.words <= MOST_PADDING
+        return self.words if few else None
 
 
 @dataclass(frozen=True)
 class CheckpointIndex:
-    """A Hugging Face folder: its config and tensors, by name without the family's prefix."""
+    """A checkpoint's folder and what its files hold.
+
+    `config` has the keys of transformers' config.json, read from the file `stated_in`; `tensors`
+    has transformers' names without the family's prefix, orders of axes and shapes, wherever the
+    bytes lie. `format` is for people, `unused` names what was left out on purpose, and `remarks`
+    says what else a report must tell.
+    """
 
     folder: Path
     config: Mapping[str, Any]
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, Held]
+    format: str
+    stated_in: Path
+    unused: tuple[str, ...] = ()
+    remarks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that holds a tensor, once, in a fixed order."""
+        return sorted({p.stored.file for t in self.tensors.values() for p in t.pieces})
 
     def identity(self) -> str:
         """A hash of config, tensor names, shapes and dtypes, file sizes, and a few bytes of each
         file, so that another training of the same shape is another checkpoint."""
-        files = sorted({t.file for t in self.tensors.values()})
-        facts = [
+        facts: list[Any] = [
             self.config,
-            [[f.name, f.stat().st_size, sampled_bytes(f).hex()] for f in files],
+            [
+                [str(f.relative_to(self.folder)), f.stat().st_size, sampled_bytes(f).hex()]
+                for f in self.files
+            ],
             sorted([n, t.shape, t.dtype] for n, t in self.tensors.items()),
         ]
+        if (manifest := manifest_of(self.folder)) is not None:
+            facts.append(hashlib.sha256(manifest.read_bytes()).hexdigest())
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -69,58 +107,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def open_index(folder: Path, prefixes: Sequence[str]) -> CheckpointIndex:
-    """The index of a Hugging Face folder; reads headers only.
+def shapes_of(model: Sequence[Placed]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the model by name, with its shape."""
+    return {name: placed.rule.shape for placed in model for name in placed.sources}
+
+
+def check_layers(layers: int, held: int, where: Path) -> None:
+    """Refuse more layers than there are tensors, before all of them are named.
 
     Raises:
-        CheckpointError: for a missing, damaged or foreign file, by name.
+        CheckpointError: with both numbers.
     """
-    config = read_json(folder / "config.json")
-    tensors: dict[str, StoredTensor] = {}
-    for file, listed in _files(folder).items():
-        found = read_header(file)
-        for tensor in found:
-            short = _without_prefix(tensor.name, prefixes)
-            if short in tensors:
-                raise CheckpointError(
-                    f"{file}: tensor {tensor.name} is also in {tensors[short].file.name}"
-                )
-            tensors[short] = tensor
-        if listed is not None and (absent := sorted(listed - {t.name for t in found})):
-            raise CheckpointError(
-                f"{file}: {INDEX_NAME} places tensor {absent[0]} here, but the "
-                "file does not hold it"
-            )
-    return CheckpointIndex(folder, config, tensors)
-
-
-def _files(folder: Path) -> dict[Path, set[str] | None]:
-    """The safetensors files of a folder, each with the names its index places there."""
-    single, index = folder / "model.safetensors", folder / INDEX_NAME
-    if single.is_file():
-        return {single: None}
-    if not index.is_file():
-        other = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".h5"))
-        found = f"; found {', '.join(other[:5])}, which this version does not read" if other else ""
-        raise CheckpointError(f"{folder}: neither model.safetensors nor {INDEX_NAME}{found}")
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise CheckpointError(f"{index}: has no weight_map")
-    files: dict[Path, set[str] | None] = {}
-    for name, file in places.items():
-        if Path(str(file)).name != file:
-            raise CheckpointError(f"{index}: places {name} in {file!r}, outside the folder")
-        path = folder / file
-        if not path.is_file():
-            raise CheckpointError(f"{index}: names the file {file}, which is absent")
-        names = files.setdefault(path, set())
-        assert names is not None
-        names.add(name)
-    return files
-
-
-def _without_prefix(name: str, prefixes: Sequence[str]) -> str:
-    return next(name[len(p) :] for p in (*prefixes, "") if name.startswith(p))
+    if layers > held:
+        raise CheckpointError(f"{where}: says {layers} layers, but there are {held} tensors")
 
 
 def check_tensors(
@@ -133,7 +132,7 @@ def check_tensors(
     Raises:
         CheckpointError: with file, tensor, expected and found.
     """
-    expected = {name: placed.rule.shape for placed in model for name in placed.sources}
+    expected = shapes_of(model)
     for name, shape in expected.items():
         stored = index.tensors.get(name)
         if stored is None:

@@ -6,10 +6,12 @@ itself where it holds them as they come; `device` sees to it that every paramete
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +21,12 @@ from ftjob.checkpoint.index import CheckpointIndex
 from ftjob.checkpoint.random import fill_random
 from ftjob.checkpoint.ranged import DTYPES, read_region, region_shape
 from ftjob.checkpoint.shard import Placed, Region
+from ftjob.checkpoint.shared import SharedReads, key_of
+from ftjob.checkpoint.stored import Piece
 from ftjob.errors import CheckpointError
+
+# FasterTransformer's folders have thousands of files; a device holds this many open.
+_OPEN_FILES = 16
 
 
 class Source(Protocol):
@@ -50,38 +57,85 @@ class RandomSource:
 class FileSource:
     """Slices of the files of an index; a context manager that holds them open.
 
-    `bytes_read` counts the bytes that reads gave, `bytes_needed` those of the slices asked for.
+    `bytes_read` counts the bytes that reads gave, `bytes_needed` those of the slices read.
+    `shared` are the reads of all the node's devices, `pulse` is called while waiting for one.
     """
 
-    def __init__(self, index: CheckpointIndex, device: torch.device) -> None:
+    def __init__(
+        self,
+        index: CheckpointIndex,
+        device: torch.device,
+        shared: SharedReads | None = None,
+        pulse: Callable[[], None] = lambda: None,
+    ) -> None:
         self.index, self.device = index, device
+        self.shared, self.pulse = shared, pulse
         self.bytes_read = self.bytes_needed = 0
-        self._stack = ExitStack()
-        self._files: dict[Path, int] = {}
+        self._files: OrderedDict[Path, int] = OrderedDict()
 
     def __enter__(self) -> FileSource:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stack.close()
-        self._files.clear()
+        while self._files:
+            os.close(self._files.popitem()[1])
 
     def read(self, placed: Placed, number: int, region: Region, out: torch.Tensor) -> None:
-        """Read the elements of `region`, and no other bytes.
+        """Read the elements of `region`, and no other bytes; none that another device of the node
+        has read, where the source is one of several.
 
         Raises:
             CheckpointError: where the file changed under the index.
         """
-        stored = self.index.tensors[placed.sources[number]]
-        if stored.file not in self._files:
+        name = placed.sources[number]
+        if self.shared is None:
+            self.read_tensor(name, region, out)
+            return
+        dtype = DTYPES[self.index.tensors[name].dtype]
+        reads = partial(self.read_tensor, name, region)
+        self.shared.read(key_of(name, region), out, dtype, reads, self.pulse)
+
+    def read_tensor(self, name: str, region: Region, out: torch.Tensor) -> None:
+        """The same of the index's tensor of that name."""
+        for piece in self.index.tensors[name].pieces:
+            if (box := _overlap(piece.at, region)) is None:
+                continue
+            stored, place = piece.region(box), _part(out, region, box, piece)
+            dtype = DTYPES[piece.stored.dtype]
+            self.bytes_needed += math.prod(region_shape(box)) * dtype.itemsize
+            self.bytes_read += read_region(
+                self._open(piece.stored.file), piece.stored, stored, place
+            )
+
+    def _open(self, path: Path) -> int:
+        """The file's number; the files used longest ago are closed again."""
+        if path not in self._files:
             try:
-                file = os.open(stored.file, os.O_RDONLY | os.O_CLOEXEC)
+                self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                raise CheckpointError(f"{stored.file}: cannot be read: {error.strerror}") from None
-            self._stack.callback(os.close, file)
-            self._files[stored.file] = file
-        self.bytes_needed += math.prod(region_shape(region)) * DTYPES[stored.dtype].itemsize
-        self.bytes_read += read_region(self._files[stored.file], stored, region, out)
+                raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+            if len(self._files) > _OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+        self._files.move_to_end(path)
+        return self._files[path]
+
+
+def _overlap(one: Region, other: Region) -> Region | None:
+    """What two boxes share, or None: they are apart."""
+    box = tuple(
+        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True)
+    )
+    return None if any(s.start >= s.stop for s in box) else box
+
+
+def _part(out: torch.Tensor, region: Region, box: Region, piece: Piece) -> torch.Tensor:
+    """The part of `out`, which holds `region`, that is `box`, in the order of the stored axes."""
+    for axis, (whole, cut) in enumerate(zip(region, box, strict=True)):
+        out = out.narrow(axis, cut.start - whole.start, cut.stop - cut.start)
+    out = out.permute([axis for axis in piece.axes if axis is not None])
+    for number in (n for n, axis in enumerate(piece.axes) if axis is None):
+        out = out.unsqueeze(number)
+    return out
 
 
 def cut_tensors(
@@ -105,6 +159,8 @@ def cut_tensors(
     rooms = {placed.parameter: room(placed.parameter) for placed in held}
     shared = max((r.nbytes for r in rooms.values() if r.is_meta), default=0)
     buffer = torch.empty(shared, dtype=torch.uint8, device=source.device)
+    # What was freed between two packed weights stays with the process otherwise: 100 MB of 1.4 GB.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
     for placed in held:
         rule, part = placed.rule, rooms[placed.parameter]
         shape = rule.parameter_shape(ways)
@@ -115,6 +171,7 @@ def cut_tensors(
         for number, place in enumerate(part.chunk(len(placed.sources))):
             _fill(source, placed, number, rank, ways, place)
         yield placed, part
+        trim(0)
         pulse()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from ftjob.checkpoint.huggingface import has_weights
 from ftjob.errors import CheckpointError, nearest
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
@@ -34,6 +35,8 @@ HUB_FILES = (
     "merges.txt",
     "spiece.model",
 )
+# What is fetched too where a repository has no safetensors.
+OLDER_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,6 @@ def resolve(checkpoint: str, revision: str | None, model: str) -> Found:
         return Found(demo_file(name), checkpoint)
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(
-                f"model.checkpoint={checkpoint}: the folder has no config.json; "
-                "a Hugging Face checkpoint has one beside its safetensors."
-            )
         return Found(folder, checkpoint)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", checkpoint) or folder.exists():
         raise CheckpointError(
@@ -89,11 +87,11 @@ def _from_hub(repo: str, revision: str | None, model: str) -> Found:
     from huggingface_hub import snapshot_download
 
     reason = "config.json or the weights are missing there"
-    for local in (True, False):
+    for local, files in ((True, HUB_FILES), (False, HUB_FILES), (False, HUB_FILES + OLDER_FILES)):
         try:
             folder = Path(
                 snapshot_download(
-                    repo, revision=revision, local_files_only=local, allow_patterns=list(HUB_FILES)
+                    repo, revision=revision, local_files_only=local, allow_patterns=list(files)
                 )
             )
         except Exception as error:  # the hub client raises over a dozen kinds, all meaning this
@@ -112,6 +110,5 @@ def _from_hub(repo: str, revision: str | None, model: str) -> Found:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a snapshot has a configuration and weights; `index` checks that they fit."""
-    weights = ("model.safetensors", "model.safetensors.index.json")
-    return (folder / "config.json").is_file() and any((folder / w).is_file() for w in weights)
+    """Whether a snapshot has a configuration and weights; `huggingface` checks that they fit."""
+    return (folder / "config.json").is_file() and has_weights(folder)

@@ -6,11 +6,7 @@ meant where neither does; the job's decoding starts and stops rows by them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from ftjob.checkpoint.index import read_json
+from ftjob.checkpoint.index import CheckpointIndex, read_json
 from ftjob.errors import CheckpointError
 from ftjob.model.arch import Specials
 from ftjob.model.families import Family
@@ -19,14 +15,14 @@ GENERATION_NAME = "generation_config.json"
 _START, _END = "decoder_start_token_id", "eos_token_id"
 
 
-def read_specials(kind: Family, folder: Path, config: Mapping[str, Any], vocab: int) -> Specials:
-    """The ids that a checkpoint's folder states, checked.
+def read_specials(kind: Family, index: CheckpointIndex, vocab: int) -> Specials:
+    """The ids that a checkpoint states, checked.
 
     Raises:
         CheckpointError: for what is no id of the vocabulary, with file, key, value and rule.
     """
-    stated, files = dict(config), dict.fromkeys((_START, _END), folder / "config.json")
-    path = folder / GENERATION_NAME
+    stated, files = dict(index.config), dict.fromkeys((_START, _END), index.stated_in)
+    path = index.folder / GENERATION_NAME
     for key, value in (read_json(path) if path.is_file() else {}).items():
         if key in files and value is not None:
             stated[key], files[key] = value, path

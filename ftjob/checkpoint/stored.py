@@ -1,4 +1,4 @@
-"""A tensor as it lies in a file, and the header of a safetensors file, which says where.
+"""A tensor as it lies in a file or in several; the header of a safetensors file, which says where.
 
 Nothing a header says is believed before it fits the file: types, sizes and places are checked, so
 that `ranged` can read by them. `index` collects what is found. Standard library only.
@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ftjob.checkpoint.shard import Region, Shape
 from ftjob.errors import CheckpointError
 
 # Bits of an element: https://github.com/huggingface/safetensors/blob/main/safetensors/src/tensor.rs
@@ -41,6 +42,61 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str
     offset: int = 0
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The tensor as one piece of itself."""
+        whole = tuple(slice(0, n) for n in self.shape)
+        return (Piece(self, whole, tuple(range(len(self.shape))), (0,) * len(self.shape)),)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A box of a model's tensor, and where it lies within a stored one.
+
+    `at` is the box in the model's axes. Axis i of `stored` runs along the model's axis axes[i],
+    from index start[i] on; where axes[i] is None it stays at start[i].
+    """
+
+    stored: StoredTensor
+    at: Region
+    axes: tuple[int | None, ...]
+    start: tuple[int, ...]
+
+    def region(self, box: Region) -> Region:
+        """The region of `stored` that holds `box`, which lies within `at`."""
+        return tuple(
+            slice(begin, begin + 1)
+            if axis is None
+            else slice(
+                begin + box[axis].start - self.at[axis].start,
+                begin + box[axis].stop - self.at[axis].start,
+            )
+            for axis, begin in zip(self.axes, self.start, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A model's tensor whose elements lie in several stored ones, or in another order of axes.
+    The pieces cover it, each element once, and have one dtype."""
+
+    name: str
+    shape: Shape
+    pieces: tuple[Piece, ...]
+
+    @property
+    def dtype(self) -> str:
+        """The stored dtype, in safetensors' word."""
+        return self.pieces[0].stored.dtype
+
+    @property
+    def file(self) -> Path:
+        """The first file, for messages."""
+        return self.pieces[0].stored.file
+
+
+Held = StoredTensor | Assembled
 
 
 def read_header(file: Path) -> list[StoredTensor]:
@@ -83,12 +139,12 @@ def _tensors(file: Path, text: bytes, start: int, size: int) -> Iterator[StoredT
     for name, dtype, shape, begin, stop in found:
         if begin != end:
             raise ValueError(
-                f"tensor {_shown(name)}: starts at byte {begin} of the data, and what lies before "
+                f"tensor {shown(name)}: starts at byte {begin} of the data, and what lies before "
                 f"ends at {end}"
             )
         if start + stop > size:
             raise ValueError(
-                f"tensor {_shown(name)}: ends at byte {start + stop}, "
+                f"tensor {shown(name)}: ends at byte {start + stop}, "
                 f"{start + stop - size} after the file"
             )
         yield StoredTensor(file, name, shape, dtype, start + begin)
@@ -101,7 +157,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"its header has {_shown(name)} twice")
+        raise ValueError(f"its header has {shown(name)} twice")
     return values
 
 
@@ -109,17 +165,17 @@ def _entry(name: str, stated: Any) -> tuple[str, str, tuple[int, ...], int, int]
     """Name, dtype, shape, begin and end of an entry whose parts agree with each other."""
     name.encode("utf-8")  # half a surrogate pair could be neither logged nor printed
     if not isinstance(stated, dict):
-        raise ValueError(f"tensor {_shown(name)}: {_shown(stated)} instead of a JSON object")
+        raise ValueError(f"tensor {shown(name)}: {shown(stated)} instead of a JSON object")
     dtype = stated.get("dtype")
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise ValueError(f"tensor {_shown(name)}: dtype {_shown(dtype)} is not known")
+        raise ValueError(f"tensor {shown(name)}: dtype {shown(dtype)} is not known")
     shape, places = _sizes(name, stated, "shape"), _sizes(name, stated, "data_offsets")
     if len(places) != 2 or places[0] > places[1]:
-        raise ValueError(f"tensor {_shown(name)}: data_offsets={list(places)} are not a range")
+        raise ValueError(f"tensor {shown(name)}: data_offsets={list(places)} are not a range")
     bits, held = math.prod(shape) * BITS[dtype], places[1] - places[0]
     if bits != 8 * held:
         raise ValueError(
-            f"tensor {_shown(name)}: {dtype} {_shown(list(shape))} does not take the {held} bytes "
+            f"tensor {shown(name)}: {dtype} {shown(list(shape))} does not take the {held} bytes "
             "of its data_offsets"
         )
     return name, dtype, shape, places[0], places[1]
@@ -132,10 +188,10 @@ def _sizes(name: str, stated: dict[str, Any], key: str) -> tuple[int, ...]:
         numbers = tuple(n for n in value if type(n) is int and 0 <= n < 1 << 63)
         if len(numbers) == len(value):
             return numbers
-    raise ValueError(f"tensor {_shown(name)}: {key}={_shown(value)} is not a list of sizes")
+    raise ValueError(f"tensor {shown(name)}: {key}={shown(value)} is not a list of sizes")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in a message: cut where it is long, escaped where it cannot be printed."""
     text = value if isinstance(value, str) and value.isprintable() else ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

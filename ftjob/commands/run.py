@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 
+from ftjob.checkpoint.manifest import check_manifest
 from ftjob.commands.follow import follow
 from ftjob.config import JobConfig
 from ftjob.config.compose import compose
@@ -94,6 +95,8 @@ def run(
     set_thread_environment(sharers[0], os.environ)
     with phases.phase("prepare"), link.keepalive():
         job = prepare(config, machine)
+        if job.source.index is not None and config.model.verify:
+            check_manifest(job.source.index.folder)
         _refuse_split_over_gpus(job)
         _check_expectations(config)
         RowSource(config.dataset).check()

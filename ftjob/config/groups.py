@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
+from ftjob.config.convert import ConvertConfig
+from ftjob.config.decode import MOST_NEW_TOKENS as MOST_NEW_TOKENS
+from ftjob.config.decode import DecodeConfig as DecodeConfig
 from ftjob.config.keys import FINITE, Rule, about, at_least, between, key, keys_of, positive
-from ftjob.config.options import RowOptions, option
 from ftjob.errors import ConfigError
 
-# Most new tokens of a row: for so many the searches keep some numbers of every lane.
-MOST_NEW_TOKENS = 65536
 MOST_DEVICES = 1024
 
 
@@ -75,6 +75,11 @@ class ModelConfig:
         None,
         "tokenizer.json, spiece.model, a folder with one or with vocab.json and merges.txt, or "
         "builtin:NAME; null is the checkpoint's own; none: rows are token ids (prompts)",
+    )
+    verify: bool = key(
+        True,
+        "read a checkpoint that has ftjob-manifest.json, which convert writes, once through and "
+        "compare its checksums before it is loaded",
     )
     seed: int = key(0, "seed of checkpoint=random", rule=at_least(0))
     arch: ArchConfig = field(default_factory=ArchConfig)
@@ -173,43 +178,6 @@ class DatasetConfig:
 
 
 @dataclass(frozen=True)
-class DecodeConfig(RowOptions):
-    """How rows are continued, where the task generates. What `RowOptions` declares holds for rows
-    that have no such option of their own."""
-
-    max_new_tokens: int = option(
-        128, "most new tokens of a row, end token included", rule=between(1, MOST_NEW_TOKENS)
-    )
-    beams: int = option(
-        1, "beam width; 1 takes or draws a token a step", rule=between(1, 64), per_row=False
-    )
-    convention: Literal["hf", "ft"] = option(
-        "hf",
-        "whose rules hold where the two differ: transformers' or FasterTransformer's",
-        per_row=False,
-    )
-    early_stopping: bool | Literal["never"] = option(
-        False,
-        "stop a row's beams when enough hypotheses are finished (true), when the best open beam is "
-        "unlikely to beat them (false), or when it cannot (never)",
-        ft="always true behind an encoder; without one finished beams stay and compete",
-        per_row=False,
-    )
-    diversity_sign: Literal["ft", "paper"] = option(
-        "ft",
-        "beam_search_diversity_rate x rank is added (ft), or taken off as the paper has it "
-        "(arXiv 1611.08562)",
-        hf="refused with a rate",
-        per_row=False,
-    )
-
-    @property
-    def lanes(self) -> int:
-        """Sequences that are decoded for a row: its beams or its drawn answers."""
-        return max(self.beams, self.num_return_sequences)
-
-
-@dataclass(frozen=True)
 class BatchConfig:
     """How rows become batches. Answers do not depend on it."""
 
@@ -303,6 +271,7 @@ class JobConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    convert: ConvertConfig = field(default_factory=ConvertConfig)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, tuples as lists, for config.yaml and JSON."""

@@ -1,6 +1,6 @@
 """FasterTransformer's parameter names and ftjob's: only used to say the new name.
 
-`compose` looks a refused key up here; README's table old -> new is rendered from here.
+`compose` looks a refused key up here; `old_settings` has the others, and renders README's table.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ OLD_NAMES = MappingProxyType(
         "beam_width": ("decode.beams", "or decode=beam4"),
         "len_penalty": (
             "decode.length_penalty",
-            "counts new tokens; with decode.convention=ft a GPT's own prompt too, no padding",
+            "over new tokens alone, with decode.convention=ft a GPT's own prompt too; "
+            "FasterTransformer's GPT counted the padded prompt too",
         ),
         "is_return_log_probs": ("decode.token_logprobs", "cum_logprob is always reported"),
         "is_return_context_cum_log_probs": ("decode.prompt_logprob", ""),
@@ -47,10 +48,3 @@ OLD_NAMES = MappingProxyType(
         "max_batch_size": ("batch.max_tokens", "batches are counted in tokens, not rows"),
     }
 )
-
-
-def render_old_names() -> str:
-    """The README's table: FasterTransformer's name, ftjob's key, what changed."""
-    lines = ["| FasterTransformer | ftjob | remark |", "| --- | --- | --- |"]
-    lines += [f"| `{old}` | `{new}` | {remark} |" for old, (new, remark) in OLD_NAMES.items()]
-    return "\n".join(lines) + "\n"

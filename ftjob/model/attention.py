@@ -17,7 +17,7 @@ from torch import nn
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
 from ftjob.model.layers import Kind, Linear, RowLinear, WeightFormat
-from ftjob.model.packing import Group, Packing, SourcePacking
+from ftjob.model.packing import Blocks, Group, Packing, SourcePacking
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,11 @@ class Attention(nn.Module):
         qkv = self.qkv(x)
         if kept is not None:
             kept[0].put(kept[1], packing.positions, qkv[:, self.width :])
+        if packing.blocks is not None:
+            assert packing.wanted_blocks is not None
+            q = qkv[packing.wanted, : self.width] if only_wanted else qkv[:, : self.width]
+            blocks = packing.wanted_blocks if only_wanted else packing.blocks
+            return self.out.add_to(residual, self._blockwise(q, qkv, blocks, None))
         attend = self._wanted if only_wanted else self._causal
         parts = [attend(qkv[g.start : g.stop], g) for g in packing.groups]
         return self.out.add_to(residual, parts[0] if len(parts) == 1 else torch.cat(parts))
@@ -129,8 +134,12 @@ class Attention(nn.Module):
         masks: list[torch.Tensor],
     ) -> torch.Tensor:
         """residual + attention of the normed x over whole rows: [N, H]. `masks` has for each group
-        what is added to its scores, [1 or rows, heads, width, width]."""
+        what is added to its scores, [1 or rows, heads, width, width]; for blocks, alone, the
+        biases of all distances, [heads, 2 * reach + 1]."""
         qkv = self.qkv(x)
+        if packing.blocks is not None:
+            out = self._blockwise(qkv[:, : self.width], qkv, packing.blocks, masks[0])
+            return self.out.add_to(residual, out)
         parts = []
         for g, mask in zip(packing.groups, masks, strict=True):
             own = qkv[g.start : g.stop]
@@ -155,6 +164,18 @@ class Attention(nn.Module):
             q = own[:, : self.width]
             parts.append(look(q, kept, view.rows, view.keys, view.mask, self.scale))
         return self.out.add_to(residual, parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def _blockwise(
+        self, q: torch.Tensor, qkv: torch.Tensor, blocks: Blocks, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The GPU's kernel; causal where there is no bias."""
+        # imported here because a machine without a GPU may be without triton
+        from ftjob.kernels.packed_attention import packed_attention
+
+        kv, causal = qkv[:, self.width :], bias is None
+        return packed_attention(
+            q, kv, blocks, self.heads, causal=causal, scale=self.scale, bias=bias
+        )
 
     def _causal(self, qkv: torch.Tensor, group: Group) -> torch.Tensor:
         """Every position of a group attends to itself and those before it: [n, heads * size]."""

@@ -2,19 +2,51 @@
 
 `Packing` is for causal rows and says which positions are wanted at the end, `SourcePacking` for
 the rows of an encoder. Both see rows of similar length as groups, inside of which attention alone
-pads. `attention` runs over them; `decode` makes them.
+pads, or on a GPU all rows as blocks, without any. `attention` runs over them; `decode` makes them.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 # Rows share a group while the shortest has at least this share of the longest one's tokens.
 FILL = 0.8
+# Queries of a block, at most.
+QUERIES = 64
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What each program of the GPU's kernel does: int32 [programs, 5], its first query, how many
+    queries, the place of the first in its row, the row's first key, and how many keys it has."""
+
+    table: torch.Tensor
+    queries: int
+
+    @staticmethod
+    def of(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> Blocks:
+        """Rows behind each other with so many queries and keys each; queries are a row's last
+        positions, at most as many as keys."""
+        counts, lengths = np.asarray(queries, np.int64), np.asarray(keys, np.int64)
+        programs = -(-counts // QUERIES)
+        row = np.repeat(np.arange(len(counts)), programs)
+        within = np.arange(len(row)) - np.repeat(programs.cumsum() - programs, programs)
+        done = within * QUERIES
+        first_query, first_key = counts.cumsum() - counts, lengths.cumsum() - lengths
+        columns = (
+            first_query[row] + done,
+            np.minimum(QUERIES, counts[row] - done),
+            lengths[row] - counts[row] + done,
+            first_key[row],
+            lengths[row],
+        )
+        table = torch.from_numpy(np.stack(columns, axis=1).astype(np.int32))
+        return Blocks(table.to(device), int(counts.sum()))
 
 
 @dataclass(frozen=True)
@@ -41,11 +73,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Packing:
-    """Rows behind each other in one axis of N tokens, longest first; M of the N are wanted."""
+    """Rows behind each other in one axis of N tokens, longest first; M of the N are wanted.
+
+    On a GPU there are no groups but blocks, of all positions and of those that are wanted."""
 
     positions: torch.Tensor
     wanted: torch.Tensor
     groups: tuple[Group, ...]
+    blocks: Blocks | None = None
+    wanted_blocks: Blocks | None = None
 
     @staticmethod
     def of(lengths: Sequence[int], wanted_from: Sequence[int], device: torch.device) -> Packing:
@@ -58,19 +94,31 @@ class Packing:
             raise ValueError("rows must be packed longest first")
         if any(not 0 <= w < n for w, n in zip(wanted_from, lengths, strict=True)):
             raise ValueError("every row must want at least one of its positions")
-        groups: list[Group] = []
-        row = start = 0
-        while row < len(lengths):
-            end = row
-            while end < len(lengths) and lengths[end] >= FILL * lengths[row]:
-                end += 1
-            groups.append(_group(lengths[row:end], wanted_from[row:end], start, device))
-            row, start = end, groups[-1].stop
         starts = torch.tensor([0, *lengths]).cumsum(0)[:-1]
         sizes = torch.tensor(lengths)
         positions = torch.arange(int(sizes.sum())) - starts.repeat_interleave(sizes)
         wanted = (positions >= torch.tensor(wanted_from).repeat_interleave(sizes)).nonzero()
-        return Packing(positions.to(device), wanted.squeeze(1).to(device), tuple(groups))
+        positions, wanted = positions.to(device), wanted.squeeze(1).to(device)
+        if device.type == "cuda":
+            last = [n - first for n, first in zip(lengths, wanted_from, strict=True)]
+            every = Blocks.of(lengths, lengths, device)
+            return Packing(positions, wanted, (), every, Blocks.of(last, lengths, device))
+        groups = [
+            _group(lengths[a:b], wanted_from[a:b], start, device) for a, b, start in _alike(lengths)
+        ]
+        return Packing(positions, wanted, tuple(groups))
+
+
+def _alike(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Rows of similar length: the first, the one after the last, the first token."""
+    row = start = 0
+    while row < len(lengths):
+        end = row
+        while end < len(lengths) and lengths[end] >= FILL * lengths[row]:
+            end += 1
+        yield row, end, start
+        start += sum(lengths[row:end])
+        row = end
 
 
 def _group(
@@ -127,11 +175,12 @@ class SourceGroup:
 @dataclass(frozen=True)
 class SourcePacking:
     """Rows that see all of themselves, longest first. `rows` [N] numbers the row of each token,
-    `positions` [N] its place there."""
+    `positions` [N] its place there. On a GPU there are no groups but blocks."""
 
     rows: torch.Tensor
     positions: torch.Tensor
     groups: tuple[SourceGroup, ...]
+    blocks: Blocks | None = None
 
     @staticmethod
     def of(lengths: Sequence[int], device: torch.device) -> SourcePacking:
@@ -142,18 +191,14 @@ class SourcePacking:
         """
         if any(a < b for a, b in itertools.pairwise(lengths)):
             raise ValueError("rows must be packed longest first")
-        groups: list[SourceGroup] = []
-        row = start = 0
-        while row < len(lengths):
-            end = row
-            while end < len(lengths) and lengths[end] >= FILL * lengths[row]:
-                end += 1
-            groups.append(_source_group(lengths[row:end], start, device))
-            row, start = end, groups[-1].stop
         sizes = torch.tensor(lengths)
         rows = torch.arange(len(lengths)).repeat_interleave(sizes)
         positions = torch.arange(len(rows)) - (sizes.cumsum(0) - sizes)[rows]
-        return SourcePacking(rows.to(device), positions.to(device), tuple(groups))
+        rows, positions = rows.to(device), positions.to(device)
+        if device.type == "cuda":
+            return SourcePacking(rows, positions, (), Blocks.of(lengths, lengths, device))
+        groups = [_source_group(lengths[a:b], start, device) for a, b, start in _alike(lengths)]
+        return SourcePacking(rows, positions, tuple(groups))
 
 
 def _source_group(lengths: Sequence[int], start: int, device: torch.device) -> SourceGroup:

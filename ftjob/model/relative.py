@@ -57,3 +57,8 @@ class RelativeBias(nn.Module):
         `max_distance` all are alike."""
         found = self.buckets[relative.clamp(-self.reach, self.reach) + self.reach]
         return F.embedding(found, self.table).float()
+
+    @property
+    def every(self) -> torch.Tensor:
+        """The f32 biases of the distances -`max_distance` to it: [2 * reach + 1, heads / T]."""
+        return F.embedding(self.buckets, self.table).float()

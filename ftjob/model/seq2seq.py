@@ -86,6 +86,8 @@ class Seq2SeqStage(Stage):
         """Sources through the encoder: [N, H], on the last stage normed for `admit`."""
         packing = SourcePacking.of(entry.lengths, x.device)
         masks = [self._mask(g.width, g.mask, x.device) for g in packing.groups]
+        if packing.blocks is not None:
+            masks = [self.encoder_bias.every.t().contiguous()]
         if self.first:
             x = self.embed(x, packing.positions)
         for layer in self.readers:

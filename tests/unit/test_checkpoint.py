@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from ftjob.checkpoint.index import CheckpointIndex
 from ftjob.checkpoint.shard import place_all
 from ftjob.checkpoint.specials import read_specials
 from ftjob.config import build
@@ -162,10 +163,10 @@ def test_index_and_files_must_agree(folder: Path) -> None:
 
 
 def test_folder_without_safetensors_says_what_it_found(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "flax.bin")
     message = refusal(folder)
-    assert "neither model.safetensors nor model.safetensors.index.json" in message
-    assert "found pytorch_model.bin, which this version does not read" in message
+    assert "has none of model.safetensors, model.safetensors.index.json" in message
+    assert "found flax.bin, which this version does not read" in message
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -173,7 +174,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown activation": ({"activation_function": "silu"}, "activation_function='silu'"),
     "scaled by layer": ({"scale_attn_by_inverse_layer_idx": True}, "not supported, only False"),
     "unscaled": ({"scale_attn_weights": False}, "scale_attn_weights=False"),
-    "untied": ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
+    "untied, without a head": ({"tie_word_embeddings": False}, "lm_head.weight [11, 8] is missing"),
     "cross attention": ({"add_cross_attention": True}, "add_cross_attention=True"),
     "unknown family": ({"model_type": "llama"}, "model_type 'llama': no family reads it"),
     "no family": ({"model_type": "gone"}, "no family reads it"),
@@ -278,7 +279,8 @@ def test_ids_that_end_a_row(
     write_config(tmp_path, **config)
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     stated = json.loads((tmp_path / "config.json").read_text())
-    found = read_specials(family("gpt2"), tmp_path, stated, stated["vocab_size"])
+    index = CheckpointIndex(tmp_path, stated, {}, "", tmp_path / "config.json")
+    found = read_specials(family("gpt2"), index, stated["vocab_size"])
     assert found == Specials(None, ends)
 
 

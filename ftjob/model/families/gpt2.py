@@ -52,7 +52,6 @@ def read_config(config: Mapping[str, Any], names: Collection[str] = ()) -> Arch:
         ("scale_attn_weights", True),
         ("scale_attn_by_inverse_layer_idx", False),
         ("add_cross_attention", False),
-        ("tie_word_embeddings", True),
     ):
         if config.get(flag, usual) is not usual:
             raise CheckpointError(
@@ -79,7 +78,7 @@ def read_config(config: Mapping[str, Any], names: Collection[str] = ()) -> Arch:
         positions=config["n_positions"],
         norm_eps=config.get("layer_norm_epsilon", 1e-5),
         activation=_ACTIVATIONS[activation],
-        tied_head=True,
+        tied_head=config.get("tie_word_embeddings", True) is not False,
     )
 
 
@@ -114,6 +113,7 @@ def tensors(arch: Arch) -> tuple[TensorRule, ...]:
     columns, rows = Split(axis=1), Split(axis=0)
     vocab = Split(axis=0, padded=True)
     qkv = Split(axis=1, fused=3)
+    head, tied = ("wte.weight", "embed.tokens") if arch.tied_head else ("lm_head.weight", None)
 
     def norm(parameter: str, source: str) -> list[TensorRule]:
         where: Place = "layer" if "{layer}" in source else "last"
@@ -153,5 +153,5 @@ def tensors(arch: Arch) -> tuple[TensorRule, ...]:
         *linear("mlp.up", "mlp.c_fc", (h, f), columns, Split(axis=0)),
         *linear("mlp.down", "mlp.c_proj", (f, h), rows, None),
         *norm("norm", "ln_f"),
-        TensorRule("head", ("wte.weight",), (arch.vocab, h), "last", vocab, tied_to="embed.tokens"),
+        TensorRule("head", (head,), (arch.vocab, h), "last", vocab, tied_to=tied),
     )

@@ -1,0 +1,184 @@
+"""FasterTransformer's settings files in ftjob's overrides: config.pbtxt of its Triton backend, and
+the config.ini and gpt_config.ini of its folders and examples.
+
+`convert.settings=FILE` prints what `translate` says; the README's table old -> new is rendered
+from the tables here and in `old_names`. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from ftjob.config.old_names import OLD_NAMES
+
+_FROM_FILES = "read from the checkpoint"
+_NOT_READ = "has no meaning here"
+# What `old_names` does not answer on the command line: name -> (key or "", remark). A key that this
+# version does not declare yet is named in the remark of the setting.
+MORE_NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "model_type": ("model.family", "GPT is model=gpt2, T5 is model=t5; others are not read"),
+        "model_dir": ("model.checkpoint", "any folder, not one per tensor size"),
+        "default_model_filename": ("model.checkpoint", "below the model's version folder"),
+        "num_layers": ("model.arch.layers", "T5; of each stack"),
+        "num_heads": ("model.arch.heads", "T5"),
+        "max_pos_seq_len": ("model.arch.positions", ""),
+        "max_encoder_seq_len": ("plan.input_len", "T5; a run takes each row's own length"),
+        "max_decoding_seq_len": ("", "T5; sized a buffer; a row's bound is decode.max_new_tokens"),
+        "request_batch_size": ("batch.max_tokens", "batches are counted in tokens, not rows"),
+        "top_k": ("decode.top_k", "1, and 0 with top_p 0, are greedy"),
+        "top_p": ("decode.top_p", "0 is greedy without top_k; with one it means 1"),
+        "temperature": ("decode.temperature", "FasterTransformer divides before the penalties"),
+        "repetition_penalty": ("decode.repetition_penalty", "over prompt and new tokens"),
+        "presence_penalty": ("decode.presence_penalty", "not both penalties"),
+        "min_length": ("decode.min_length", ""),
+        "beam_search_diversity_rate": (
+            "decode.beam_search_diversity_rate",
+            "added to a candidate's score times its rank, so lower ranks gain; the paper it cites "
+            "(arXiv 1611.08562) subtracts it",
+        ),
+        "top_p_decay": ("decode.top_p_decay", ""),
+        "top_p_min": ("decode.top_p_min", ""),
+        "return_log_probs": ("decode.token_logprobs", "cum_logprob is always reported"),
+        "start_id": ("", _FROM_FILES),
+        "end_id": ("", _FROM_FILES),
+        "decoder_start_token_id": ("", _FROM_FILES),
+        "eos_token_id": ("", _FROM_FILES),
+        "layernorm_eps": ("", f"{_FROM_FILES}; the old converters' 1e-6 runs as 1e-5"),
+        "weight_data_type": ("", f"{_FROM_FILES}; model.dtype may differ from it"),
+        "layernorm_type": ("", f"{_FROM_FILES}; only pre_layernorm"),
+        "activation_type": ("", f"{_FROM_FILES}; Gelu or Relu"),
+        "model_variant": ("", "OPT and BLOOM are not read"),
+        "enable_custom_all_reduce": ("", f"{_NOT_READ}: sums are one tree, always the same"),
+        "sparse": ("", "sparse weights are not read"),
+        "is_sparse": ("", "sparse weights are not read"),
+        "is_remove_padding": ("", "rows are always packed without padding"),
+        "remove_padding": ("", "rows are always packed without padding"),
+        "shared_contexts_ratio": ("", _NOT_READ),
+        "context_log_probs": ("decode.prompt_logprob", ""),
+        "is_return_context_embeddings": ("", "not reported"),
+        "context_embeddings": ("", "not reported"),
+        "session_len": ("", "there are no sessions: a row is whole"),
+        "memory_len": ("", "there is no circular cache"),
+        "decoupled": ("", "there is no streaming: answers are rows of samples.jsonl"),
+        "num_tasks": ("", "prompt tables are not read"),
+        "prompt_learning_type": ("", "prompt tables are not read"),
+        "prompt_learning_start_id": ("", "prompt tables are not read"),
+        "prompt_learning_task_name_ids": ("", "prompt tables are not read"),
+        "ia3_tasks": ("", "IA3 is not read"),
+        "ia3_num_tasks": ("", "IA3 is not read"),
+        "has_adapters": ("", "adapters are not read"),
+        "adapter_inter_size": ("", "adapters are not read"),
+        "t5_with_bias": ("", f"{_FROM_FILES}; only false"),
+        "use_gated_activation": ("", _FROM_FILES),
+        "position_embedding_type": ("", f"{_FROM_FILES}; only relative"),
+        "tie_word_embeddings": ("", _FROM_FILES),
+        "feed_forward_proj": ("", _FROM_FILES),
+        "relative_attention_num_buckets_or_max_pos_seq_len": ("", _FROM_FILES),
+        "instance_group": ("parallel.data", "replicas, a process for each node; auto"),
+        "dynamic_batching": ("", "the whole data set is at hand: nothing waits for requests"),
+    }
+)
+_DTYPES = MappingProxyType({"fp32": "f32", "fp16": "f16", "bf16": "bf16"})
+_FAMILIES = MappingProxyType({"GPT": "gpt2", "T5": "t5"})
+# Keys whose value is a number that means the same; the neutral one needs no override.
+_NUMBERS: Mapping[str, float | None] = MappingProxyType(
+    {
+        **{"parallel.tensor": 1, "parallel.pipeline": 1, "decode.max_new_tokens": None},
+        **{"decode.beams": 1, "decode.length_penalty": None, "plan.input_len": None},
+        **{"decode.temperature": 1, "decode.repetition_penalty": 1, "decode.presence_penalty": 0},
+        **{"decode.min_length": 0, "decode.beam_search_diversity_rate": 0, "decode.seed": None},
+        **{"decode.top_p_decay": 1, "decode.top_p_min": None},
+    }
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One setting: as it was, the override for it if one is needed, and what to know."""
+
+    name: str
+    value: str
+    override: str | None
+    remark: str
+
+
+def names() -> dict[str, tuple[str, str]]:
+    """Every FasterTransformer parameter that is known: name -> (key or "", remark)."""
+    return {**MORE_NAMES, **OLD_NAMES}
+
+
+def translate(settings: Mapping[str, str], declared: Collection[str]) -> list[Line]:
+    """A line for each setting, in order. `declared` are the keys that this version has."""
+    lines = []
+    for name, value in settings.items():
+        key, remark = names().get(name, ("", "no parameter of FasterTransformer's"))
+        override, more = _override(name, value, key, settings)
+        if override and override.partition("=")[0] not in {*declared, "model"}:
+            override, more = None, f"this version has no {key}: not translated"
+        lines.append(Line(name, value, override, "; ".join(filter(None, (more, remark)))))
+    return lines
+
+
+def _override(
+    name: str, value: str, key: str, settings: Mapping[str, str]
+) -> tuple[str | None, str]:
+    """The override of one setting, and a remark on its value."""
+    if name == "model_type":
+        family = _FAMILIES.get(value)
+        return (f"model={family}", "") if family else (None, "no family here")
+    if name in ("data_type", "is_half"):
+        dtype = {"1": "f16", "0": "f32"}.get(value) if name == "is_half" else _DTYPES.get(value)
+        return (f"model.dtype={dtype}", "") if dtype else (None, "no dtype here")
+    if name == "int8_mode":
+        word = {"0": "float", "1": "int8"}.get(value)
+        return (f"model.weights={word}", "") if word else (None, "activations in int8 are not read")
+    if key == "model.checkpoint" or name == "model_name":
+        return f"{key}={value}", ""
+    if key.startswith("model.arch.") or key == "batch.max_tokens":
+        return None, "the checkpoint says it" if "arch" in key else "auto"
+    if key in ("decode.top_k", "decode.top_p"):
+        return _nucleus(name, value, key, settings)
+    if name == "return_log_probs" or name == "is_return_log_probs":
+        return f"{key}={'true' if value.lower() in ('true', '1') else 'false'}", ""
+    if key not in _NUMBERS:
+        return None, ""
+    number = _number(value)
+    if number is None:
+        return None, "is no number"
+    if key == "decode.length_penalty" and (_number(settings.get("beam_width", "1")) or 1) <= 1:
+        return None, "for beams only"
+    return (None, "as by default") if number == _NUMBERS[key] else (f"{key}={value}", "")
+
+
+def _nucleus(
+    name: str, value: str, key: str, settings: Mapping[str, str]
+) -> tuple[str | None, str]:
+    """top_k and top_p, which decide together whether anything is drawn."""
+    prefix = "runtime_" if name.startswith("runtime_") else ""
+    k, p = (_number(settings.get(f"{prefix}top_{n}", "0")) for n in "kp")
+    if k is None or p is None:
+        return None, "is no number"
+    if k == 1 or (k == 0 and p == 0):
+        return None, "greedy, as by default"
+    if key == "decode.top_p" and p == 0:
+        return f"{key}=1.0", ""
+    return f"{key}={value}", ""
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def render_names(declared: Collection[str]) -> str:
+    """The README's table: FasterTransformer's name, ftjob's key, what changed."""
+    lines = ["| FasterTransformer | ftjob | remark |", "| --- | --- | --- |"]
+    for old, (key, remark) in {**OLD_NAMES, **names()}.items():
+        new = f"`{key}`" if key in declared else "not in this version" if key else "-"
+        lines.append(f"| `{old}` | {new} | {remark} |")
+    return "\n".join(lines) + "\n"

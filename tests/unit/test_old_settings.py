@@ -1,0 +1,225 @@
+"""FasterTransformer's settings files as overrides: what is printed composes and means the same,
+what has no counterpart is said with its reason, and files of no such kind are refused by line.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftjob.commands.settings import read_settings, settings_page
+from ftjob.config import JobConfig
+from ftjob.config.compose import compose
+from ftjob.config.keys import keys_of
+from ftjob.config.old_names import OLD_NAMES
+from ftjob.config.old_settings import names, translate
+from ftjob.config.pbtxt import Message, parse_pbtxt
+from ftjob.errors import UNREADABLE, CheckpointError
+
+DECLARED = [k.name for k in keys_of(JobConfig)]
+GPT: dict[str, str] = {
+    **{"top_k": "1", "top_p": "0.0", "tensor_para_size": "8", "pipeline_para_size": "2"},
+    **{"max_input_len": "512", "max_seq_len": "528", "is_half": "1", "head_num": "16"},
+    **{"size_per_head": "64", "inter_size": "4096", "vocab_size": "50304", "start_id": "50256"},
+    **{"end_id": "50256", "decoder_layers": "24", "model_name": "gpt3_345M", "beam_width": "4"},
+    **{"temperature": "1.0", "repetition_penalty": "1.0", "len_penalty": "1.0"},
+    **{"beam_search_diversity_rate": "0.0", "int8_mode": "1", "model_type": "GPT"},
+    "model_checkpoint_path": "/data/ft models/8-gpu",
+}
+
+
+def pbtxt(parameters: dict[str, str]) -> str:
+    """A model's file as the backend's samples are laid out."""
+    held = "".join(
+        f'parameters {{\n  key: "{k}"\n  value: {{\n    string_value: "{v}"\n  }}\n}}\n'
+        for k, v in parameters.items()
+    )
+    return f"""# a comment
+name: "fastertransformer"
+backend: "fastertransformer"
+default_model_filename: "gpt3_345M"
+max_batch_size: 128
+model_transaction_policy {{ decoupled: False }}
+dynamic_batching {{ max_queue_delay_microseconds: 50000 }}
+input [
+  {{ name: "INPUT_ID" data_type: TYPE_UINT32 dims: [ -1, -1 ] }},
+  {{ name: "REQUEST_INPUT_LEN", data_type: TYPE_UINT32, dims: [ 1 ] }}
+]
+instance_group [ {{ count: 1 kind : KIND_CPU }} ]
+{held}"""
+
+
+def overrides(page: str) -> list[str]:
+    """The overrides of the command line that opens a page."""
+    words = shlex.split(page.splitlines()[0])
+    assert words[:3] == ["python", "-m", "ftjob"]
+    return words[3:]
+
+
+def row(page: str, name: str) -> str:
+    (found,) = (line for line in page.splitlines()[3:] if line.startswith(f"{name}="))
+    return found
+
+
+def test_pbtxt(tmp_path: Path) -> None:
+    file = tmp_path / "config.pbtxt"
+    file.write_text(pbtxt(GPT))
+    page = settings_page(file)
+    assert overrides(page) == [
+        *(
+            "model=gpt2",
+            "parallel.tensor=8",
+            "parallel.pipeline=2",
+            "plan.input_len=512",
+            "model.dtype=f16",
+        ),
+        *("model.name=gpt3_345M", "decode.beams=4", "decode.length_penalty=1.0"),
+        *("model.weights=int8", "model.checkpoint=/data/ft models/8-gpu"),
+    ]
+    config = compose([*overrides(page), "dataset.mode=generate"])
+    assert (config.parallel.tensor, config.parallel.pipeline) == (8, 2)
+    assert (config.model.checkpoint, config.model.weights) == ("/data/ft models/8-gpu", "int8")
+    assert (config.decode.beams, config.model.dtype) == (4, "f16")
+    for name in [*GPT, "max_batch_size", "decoupled", "instance_group", "dynamic_batching"]:
+        assert row(page, name)
+    assert "counted the padded prompt too" in row(page, "len_penalty")
+    assert "greedy" in row(page, "top_p")
+
+
+def test_gpt_config_ini(tmp_path: Path) -> None:
+    """Only the section that model_name chooses counts; comments behind values are none of them."""
+    file = tmp_path / "gpt_config.ini"
+    file.write_text(
+        "[ft_instance_hyperparameter]\nmax_batch_size=8 ; buffer\nbeam_width=1 ; beams\n"
+        "top_k=1\ntop_p=0\ndata_type=bf16\ntensor_para_size=2\n; model_name=other\n"
+        "model_name=megatron_345M\nmodel_dir=../c-model/345m/1-gpu/\nlen_penalty=0.6\n"
+        "[request]\nrequest_output_len=32    ; tokens\nreturn_log_probs=true\n"
+        "[megatron_345M]\nhead_num=16\n[gpt_175B]\nhead_num=96\n"
+    )
+    page = settings_page(file)
+    assert overrides(page) == [
+        *("model=gpt2", "model.dtype=bf16", "parallel.tensor=2", "model.name=megatron_345M"),
+        *("model.checkpoint=../c-model/345m/1-gpu/", "decode.max_new_tokens=32"),
+        "decode.token_logprobs=true",
+    ]
+    assert "for beams only" in row(page, "len_penalty")
+    assert "head_num=16" in page
+    assert "head_num=96" not in page
+    compose(overrides(page))
+
+
+def test_config_ini_of_folders(tmp_path: Path) -> None:
+    file = tmp_path / "config.ini"
+    file.write_text("[gpt]\nhead_num=16\nlayernorm_eps=1e-6\nweight_data_type=fp16\n")
+    page = settings_page(file)
+    assert overrides(page) == ["model=gpt2"]
+    assert "runs as 1e-5" in row(page, "layernorm_eps")
+    file.write_text(
+        "[encoder]\nd_model=8\n_name_or_path=x\na=1\n[decoder]\nd_model=8\n[structure]\n"
+    )
+    page = settings_page(file)
+    assert "2 more keys are a dump" in page
+    assert overrides(page) == ["model=t5"]
+    assert "the checkpoint says it" in row(page, "d_model")
+
+
+VALUES: dict[str, tuple[dict[str, str], str, str | None, str]] = {
+    "fp32": ({"data_type": "fp32"}, "data_type", "model.dtype=f32", ""),
+    "another dtype": ({"data_type": "fp8"}, "data_type", None, "no dtype here"),
+    "full": ({"is_half": "0"}, "is_half", "model.dtype=f32", ""),
+    "float weights": ({"int8_mode": "0"}, "int8_mode", "model.weights=float", ""),
+    "smooth": ({"int8_mode": "2"}, "int8_mode", None, "activations in int8 are not read"),
+    "t5": ({"model_type": "T5"}, "model_type", "model=t5", ""),
+    "gpt-j": ({"model_type": "GPT-J"}, "model_type", None, "no family here"),
+    "no number": ({"tensor_para_size": "x"}, "tensor_para_size", None, "is no number"),
+    "as by default": ({"tensor_para_size": "1"}, "tensor_para_size", None, "as by default"),
+    "unknown": ({"zzz": "1"}, "zzz", None, "no parameter of FasterTransformer's"),
+    "greedy": ({"top_k": "0", "top_p": "0.0"}, "top_k", None, "greedy"),
+    "seed": ({"random_seed": "0"}, "random_seed", None, "alike in every row"),
+    "diversity": (
+        {"beam_search_diversity_rate": "0.3"},
+        "beam_search_diversity_rate",
+        None,
+        "the paper it cites (arXiv 1611.08562) subtracts it",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "override", "remark"), VALUES.values(), ids=VALUES.keys()
+)
+def test_values(settings: dict[str, str], name: str, override: str | None, remark: str) -> None:
+    lines = {line.name: line for line in translate(settings, DECLARED)}
+    if override is None and lines[name].override:
+        pytest.skip(f"{name} has a key in this version")
+    assert lines[name].override == override
+    assert remark in lines[name].remark
+
+
+def test_keys_that_are_not_declared_are_not_printed() -> None:
+    """top_p 0 beside a top_k means all of their mass, where sampling has keys."""
+    drawn = {"top_k": "40", "top_p": "0.0", "temperature": "0.7", "random_seed": "3"}
+    keys = ["decode.top_k", "decode.top_p", "decode.temperature", "decode.seed"]
+    found = [line.override for line in translate(drawn, keys)]
+    assert found == [
+        "decode.top_k=40",
+        "decode.top_p=1.0",
+        "decode.temperature=0.7",
+        "decode.seed=3",
+    ]
+    for line in translate(drawn, []):
+        assert line.override is None
+        assert "this version has no decode." in line.remark
+
+
+def test_every_old_name_is_known_and_every_override_has_a_key() -> None:
+    assert names().keys() >= OLD_NAMES.keys()
+    assert {"runtime_top_k", "random_seed", "enable_custom_all_reduce"} <= names().keys()
+    for line in translate(dict.fromkeys(names(), "2"), DECLARED):
+        if line.override:
+            assert line.override.partition("=")[0] in {*DECLARED, "model"}
+
+
+def test_parser() -> None:
+    found = parse_pbtxt(
+        "a: 1 b { c: 'x\\'y' d: [1, 2] } b < c: -2.5e3 >; e: [ { f: T }, { f: U } ]"
+    )
+    assert found.text("a") == "1"
+    assert found.all("b") == [
+        Message([("c", "x'y"), ("d", "1"), ("d", "2")]),
+        Message([("c", "-2.5e3")]),
+    ]
+    assert [m.text("f") for m in found.all("e") if isinstance(m, Message)] == ["T", "U"]
+
+
+BROKEN: dict[str, Any] = {
+    "no value": ("a:\n", "line 2: expected a value, found the end"),
+    "not closed": ("a {\n b: 1\n", "line 3: expected a field's name, found ''"),
+    "closed twice": ("a { }\n}", "line 2: expected a field's name, found '}'"),
+    "half a string": ('a: "x\n', "line 1: '\"' is not known here"),
+    "a sign": ("a: 1 $", "line 1: '$' is not known here"),
+    "a list of nothing": ("a: [1 2]", "expected ,, found '2'"),
+    "deep": ("a { " * 100, "nested too deeply"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), BROKEN.values(), ids=BROKEN.keys())
+def test_broken_files_are_refused_by_line(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "config.pbtxt"
+    file.write_text(text)
+    with pytest.raises(CheckpointError) as refused:
+        read_settings(file)
+    assert refused.value.code == UNREADABLE
+    assert str(refused.value).startswith(f"{file}: is no config.pbtxt: ")
+    assert words in str(refused.value)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    for name, text in (("a.ini", "[x]\na=1"), ("b.ini", "x"), ("c.pbtxt", None)):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        with pytest.raises(CheckpointError, match=name):
+            read_settings(tmp_path / name)
