@@ -39,6 +39,7 @@ class _Step:
 
     order: list[tuple[edits.Edit, _Rows]]
     touched: _Rows | None
+    bans: _Rows | None
     stops: tuple[edits.StopWords, _Rows] | None
     follows: bool
 
@@ -50,6 +51,8 @@ class Processors:
     - hf: repetition, presence and frequency penalty, bans, temperature of drawn rows. Under beams
       the scores are log-probabilities then, which are not made to sum to 1 again.
     - ft: temperature, repetition or presence penalty, bans.
+
+    A lane of which all tokens are banned is left as it was: it must go on with one of them.
     """
 
     def __init__(
@@ -112,12 +115,17 @@ class Processors:
             touched = torch.zeros(n, dtype=torch.bool, device=self._device)
             touched[rows] = True
             touched = touched.repeat_interleave(self._width)
+        before = None if step.bans is None else scores[step.bans.index]
         start = group.rank * logits.shape[1]
         for edit, where in step.order:
             part = scores if where.every else scores[where.index]
             edit(edits.Scores(part, start, where.index, self._history))
             if not where.every:
                 scores[where.index] = part
+        if before is not None and step.bans is not None:
+            part = scores[step.bans.index]
+            left = group.all_reduce(part.amax(dim=2), "max") > -torch.inf  # [R, W]
+            scores[step.bans.index] = part.where(left.unsqueeze(2), before)
         return touched
 
     def ending(self, ids: torch.Tensor, parents: torch.Tensor | None = None) -> torch.Tensor:
@@ -204,9 +212,11 @@ class Processors:
             )
         touched = sorted({slot for _, rows in found for slot in rows})
         stops = self._rows(n, lambda o: o.stop_words)
+        bans = self._rows(n, lambda o: o.no_repeat_ngram or o.bad_words or o.min_length)
         return _Step(
             [(edit, self._index(n, rows)) for edit, rows in found],
             self._index(n, touched) if touched and self._beams and not self._ft else None,
+            self._index(n, bans) if bans else None,
             (edits.StopWords([held[s].stops for s in stops], device), self._index(n, stops))
             if stops
             else None,

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from search_rows import CPU, own_part
+from thread_comm import run_group
 from transformers.generation import logits_process as theirs
 
-from ftjob.comm import Solo
+from ftjob.comm import Comm, Solo
 from ftjob.config.groups import DecodeConfig
 from ftjob.config.options import DEFAULTS, RowOptions
 from ftjob.decode.processors import Processors
@@ -174,6 +175,29 @@ def test_slots_that_move_and_leave() -> None:
     found = logits[: last - 1].clone()
     lanes.ours.apply(found, Solo())
     lanes.check(logits, found)
+
+
+@pytest.mark.parametrize("ways", [1, 2])
+def test_a_lane_of_which_all_is_banned_is_left_as_it_was(ways: int) -> None:
+    """It goes on with some token, and with numbers; one that has a single token left takes that."""
+    all_but = [tuple((i,) for i in range(VOCAB) if i != keep) for keep in (None, 5)]
+    options = [RowOptions(bad_words=words, repetition_penalty=2.0) for words in all_but]
+
+    def work(group: Comm) -> list[torch.Tensor]:
+        ours = Processors(DecodeConfig(convention="ft"), (), 2, CPU)
+        ours.enter(0, [SearchRow(9, [5], o) for o in options])
+        part = own_part(logits, group)
+        before = part.clone()
+        ours.apply(part, group)
+        return [before, part]
+
+    logits = Lanes([DEFAULTS] * 2).logits()
+    logits[:, 0] = -torch.inf  # which ft never bans
+    kept = 0
+    for before, after in run_group(ways, work) if ways > 1 else [work(Solo())]:
+        assert torch.equal(before[0], after[0])
+        kept += int((after[1] > -torch.inf).sum())
+    assert kept == 1
 
 
 def test_a_step_without_options_touches_nothing() -> None:
