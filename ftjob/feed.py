@@ -11,9 +11,10 @@ from typing import Any
 
 from ftjob.errors import ResumeRefused
 from ftjob.job import Job
+from ftjob.keyset import KeySet
 from ftjob.link import Link
 from ftjob.results.folder import RunFolder
-from ftjob.tasks.base import KeyMaker, ModelLimits, Request, Row, Task
+from ftjob.tasks.base import KeyMaker, ModelLimits, Request, Row, Task, keyed
 from ftjob.tasks.rows import RowSource
 from ftjob.telemetry import Phases
 
@@ -29,14 +30,14 @@ class Feed:
         task: Task,
         limits: ModelLimits,
         identity: str,
-        done: set[str],
+        done: KeySet,
         phases: Phases,
         link: Link,
         refuse: Callable[[Sequence[dict[str, Any]]], None],
     ) -> None:
         self._job, self._folder, self._task, self._phases = job, folder, task, phases
         self._limits = limits
-        self._identity, self._unseen = identity, set(done)
+        self._identity, self._done = identity, done
         self._link, self._refuse = link, refuse
         self._source = RowSource(job.config.dataset)
         self.exhausted = False
@@ -64,19 +65,13 @@ class Feed:
             DataError: where the data set cannot be read.
             ResumeRefused: where rows answered before are no longer in it.
         """
-        self._check_answered_rows()
-        keys = KeyMaker(self._identity)
         window = self._job.config.batch.window
         rows: list[Row] = []
         names: list[str] = []
-        reader = self._source.rows()
+        reader = self._missing() if len(self._done) else self._every()
         while not self.exhausted:
             with self._phases.phase("read"), self._link.keepalive():
-                for row in reader:
-                    key = keys.key(row.content)
-                    if key in self._unseen:
-                        self._unseen.remove(key)
-                        continue
+                for row, key in reader:
                     rows.append(row)
                     names.append(key)
                     if len(rows) == window:
@@ -88,18 +83,30 @@ class Feed:
             yield from (p for p in prepared if not isinstance(p, dict))
             rows, names = [], []
 
-    def _check_answered_rows(self) -> None:
-        """Before anything new is answered: every row answered before must still be there."""
-        if not self._unseen:
-            return
-        with self._phases.phase("read"), self._link.keepalive():
-            keys, left = KeyMaker(self._identity), set(self._unseen)
-            source = RowSource(self._job.config.dataset)
-            for row in source.rows():
-                left.discard(keys.key(row.content))
-        if left:
+    def _every(self) -> Iterator[tuple[Row, str]]:
+        """Every row with its key."""
+        keys = KeyMaker(self._identity)
+        return (keys.keyed(row) for row in self._source.rows())
+
+    def _missing(self) -> Iterator[tuple[Row, str]]:
+        """The rows that were not answered before, with their keys. Before anything new is answered
+        all rows are looked at, for every one answered must still be there; what was is not made
+        into a row again."""
+        keys, done = KeyMaker(self._identity), self._done
+        answered = bytearray()
+        again: dict[int, int] = {}  # of the others, how many equal rows came before
+        for row in RowSource(self._job.config.dataset).rows():
+            row, key = keys.keyed(row)
+            answered.append(done.take(key))
+            if row.occurrence and not answered[-1]:
+                again[row.index] = row.occurrence
+        if done.left:
             raise ResumeRefused(
-                f"{self._folder.path}: {len(left)} rows answered there are not in {source.name} "
-                f"any more (first key {min(left)}). Use the data set of the first attempt, or "
-                "another run.dir."
+                f"{self._folder.path}: {done.left} rows answered there are not in "
+                f"{self._source.name} any more. Use the data set of the first attempt, or another "
+                "run.dir."
             )
+        del keys, done
+        self._done = KeySet()
+        for row in self._source.rows(answered):
+            yield keyed(self._identity, row, again.get(row.index, 0))

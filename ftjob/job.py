@@ -27,7 +27,8 @@ from ftjob.model.families import Family, family, family_of
 from ftjob.plan import Machine, Plan, make_plan
 from ftjob.prefix import Remark, choose_prefix, stated_prefix
 from ftjob.tasks.base import ModelLimits
-from ftjob.tokenizer import END_OF_TEXT, Tokenizer, open_tokenizer
+from ftjob.tasks.generation import run_options
+from ftjob.tokenizer import END_OF_TEXT, NONE, Tokenizer, has_tokenizer, open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
     prefix that was chosen.
 
     Raises:
-        ConfigError: for an impossible layout.
+        ConfigError: for an impossible layout, or words and ids that the vocabulary has not.
         CheckpointError: for a checkpoint or tokenizer that is absent or does not fit.
     """
     source = open_model(config)
@@ -143,6 +144,8 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
     spec = config.model.tokenizer
     if spec is None and folder is None:
         spec = family(config.model.family).TOKENIZER
+    if spec is None and folder is not None and config.dataset.task == "prompts":
+        spec = None if has_tokenizer(folder) else NONE
     tokenizer = open_tokenizer(spec, folder)
     if tokenizer.vocab_size > source.arch.vocab:
         raise CheckpointError(
@@ -150,7 +153,10 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
             f"model's vocabulary has {source.arch.vocab}. Name the model's own tokenizer with "
             "model.tokenizer=PATH."
         )
-    return Job(config, source, tokenizer, plan, tuple(remarks))
+    job = Job(config, source, tokenizer, plan, tuple(remarks))
+    if config.dataset.generates:
+        run_options(config.decode, tokenizer, job.limits())
+    return job
 
 
 def open_model(config: JobConfig) -> ModelSource:

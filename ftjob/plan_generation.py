@@ -52,7 +52,7 @@ def slots_of(config: JobConfig) -> int:
     Raises:
         ConfigError: where batch.lanes are fewer than a row in each.
     """
-    beams, stages = config.decode.beams, config.parallel.pipeline
+    beams, stages = config.decode.lanes, config.parallel.pipeline
     wanted, least = config.batch.lanes, beams * stages
     if isinstance(wanted, int) and wanted < least:
         raise ConfigError(
@@ -103,7 +103,7 @@ def plan_generation(
     )
     room = Generation(
         slots=slots,
-        beams=config.decode.beams,
+        beams=config.decode.lanes,
         refill=max(1, slots // AUTO_REFILL[machine.device]),
         cells=columns,
         stop_every=every if isinstance(every, int) else AUTO_STOP_EVERY[machine.device],

@@ -23,6 +23,7 @@ from ftjob.errors import BUG, DEADLINE, DONE, Cause, cause_of
 from ftjob.feed import Feed
 from ftjob.handout import Handout
 from ftjob.job import Job
+from ftjob.keyset import KeySet
 from ftjob.launch.signals import Signals
 from ftjob.link import Asked, Beat, Closed, Done, Link, Stop, Trouble, Work
 from ftjob.results.folder import RunFolder
@@ -45,7 +46,7 @@ class Rank:
         job: Job,
         folder: RunFolder,
         journal: JournalWriter,
-        done: set[str],
+        done: KeySet,
         identity: str,
         log: RunLog,
         phases: Phases,

@@ -20,7 +20,10 @@ from tokenizers import decoders, models, pre_tokenizers
 from ftjob.checkpoint.resolve import BUILTIN_TOKENIZERS, demo_file
 from ftjob.errors import CheckpointError, nearest
 from ftjob.spiece import open_pieces
+from ftjob.tasks.base import NoTokenizer
 
+# model.tokenizer=none: rows are token ids, and so are answers
+NONE = "none"
 # GPT-2's one special token; its two files do not mark it as such.
 END_OF_TEXT = "<|endoftext|>"
 
@@ -83,6 +86,25 @@ class _Fast:
         return text
 
 
+class _None:
+    """For a run whose rows are token ids."""
+
+    vocab_size = 0
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        raise NoTokenizer
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        raise NoTokenizer
+
+
+def has_tokenizer(checkpoint: Path) -> bool:
+    """Whether a checkpoint's folder has one of its own."""
+    return any(
+        (checkpoint / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model")
+    )
+
+
 def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
     """The tokenizer named by model.tokenizer, else the checkpoint folder's own, else GPT-2's.
 
@@ -91,6 +113,8 @@ def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
     Raises:
         CheckpointError: where none is there or its files are damaged.
     """
+    if spec == NONE:
+        return Tokenizer(_None(), NONE, NONE)
     if spec is None and checkpoint is None:
         spec = "builtin:gpt2"
     if spec is not None and spec.startswith("builtin:"):

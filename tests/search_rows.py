@@ -10,11 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from ftjob.comm import Comm, Solo
 from ftjob.config.groups import DecodeConfig
-from ftjob.decode.search import Search, make_search
+from ftjob.config.options import RowOptions
+from ftjob.decode.search import Search, SearchRow, make_search
 from ftjob.tasks.base import Generated
 
 CPU = torch.device("cpu")
@@ -28,6 +36,8 @@ class Line:
 
     ids: list[int]
     max_new_tokens: int
+    options: RowOptions | None = None  # the run's
+    draw: int = 0
 
 
 class Oracle:
@@ -63,6 +73,11 @@ class Oracle:
         logits: torch.Tensor = out.logits[:, -1].float()
         return logits
 
+    def row(self, line: Line, decode: DecodeConfig) -> SearchRow:
+        """What a search is told of the row."""
+        context = [0] if self.seq2seq else line.ids
+        return SearchRow(line.max_new_tokens, context, line.options or decode, line.draw)
+
     def logprobs(self, line: Line, new: list[int]) -> list[float]:
         """The log-probability of each new token."""
         steps = [self.logits(line, [new[:i]])[0].log_softmax(0) for i in range(len(new))]
@@ -71,9 +86,17 @@ class Oracle:
     @torch.no_grad()
     def generate(self, line: Line, decode: DecodeConfig) -> list[tuple[list[int], float | None]]:
         """What transformers' own search gives: new tokens and score of each hypothesis."""
-        beams: dict[str, Any] = {}
+        beams: dict[str, Any] = {
+            "repetition_penalty": decode.repetition_penalty,
+            "no_repeat_ngram_size": decode.no_repeat_ngram,
+            "min_new_tokens": decode.min_length,
+        }
+        if decode.bad_words:
+            beams["bad_words_ids"] = [list(word) for word in decode.bad]
+        if decode.stop_words:
+            beams["stopping_criteria"] = StoppingCriteriaList([_Stops(decode.stops)])
         if decode.beams > 1:
-            beams = {
+            beams |= {
                 "length_penalty": decode.length_penalty,
                 "early_stopping": decode.early_stopping,
                 "num_return_sequences": decode.n_best,
@@ -92,13 +115,31 @@ class Oracle:
         start = 1 if self.seq2seq else len(line.ids)
         scores = out.sequences_scores.tolist() if decode.beams > 1 else [None]
         return [
-            (self._cut(ids[start:]), score)
+            (self._cut(ids, start, decode.stops), score)
             for ids, score in zip(out.sequences.tolist(), scores, strict=True)
         ]
 
-    def _cut(self, ids: list[int]) -> list[int]:
-        end = next((i for i, t in enumerate(ids) if t in self.ends), len(ids))
-        return ids[: end + 1]
+    def _cut(self, ids: list[int], start: int, stops: Sequence[Sequence[int]]) -> list[int]:
+        """The new tokens up to the one that ends them."""
+        for at in range(start, len(ids)):
+            behind = ids[: at + 1]
+            if ids[at] in self.ends or any(behind[-len(w) :] == list(w) for w in stops):
+                return ids[start : at + 1]
+        return ids[start:]
+
+
+class _Stops(StoppingCriteria):  # type: ignore[misc]
+    """Words of several ids that end a sequence."""
+
+    def __init__(self, words: Sequence[Sequence[int]]) -> None:
+        self._words = [torch.tensor(word) for word in words]
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **more: Any) -> torch.Tensor:
+        hit = torch.zeros(len(input_ids), dtype=torch.bool)
+        for word in self._words:
+            if len(word) <= input_ids.shape[1]:
+                hit |= (input_ids[:, -len(word) :] == word).all(dim=1)
+        return hit
 
 
 def _gpt2() -> Any:
@@ -126,6 +167,14 @@ def lines(lengths: Sequence[int], limits: Sequence[int], seed: int = 1) -> list[
     ]
 
 
+def own_part(logits: torch.Tensor, group: Comm, spare: int = 0) -> torch.Tensor:
+    """The rank's columns of logits [M, V] padded to a multiple of the group, and `spare` beyond."""
+    columns = -(-logits.shape[1] // group.size) + spare
+    padding = group.size * columns - logits.shape[1]
+    padded = torch.nn.functional.pad(logits, (0, padding), value=-torch.inf)
+    return padded[:, group.rank * columns : (group.rank + 1) * columns].clone()
+
+
 Cut = Callable[[torch.Tensor, Comm], torch.Tensor]
 
 
@@ -148,14 +197,14 @@ def run_slots(
     """The rows' answers by our search over `slots`, each row entering as soon as one is free, and
     `finished` seen only every so many steps. The beams' tokens are followed here."""
     group = group or Solo()
-    search = search or make_search(decode, oracle.ends, slots, VOCAB, CPU)
+    search = search or make_search(decode, oracle.ends, slots, VOCAB, CPU, oracle.seq2seq)
     waiting, answers = deque(range(len(rows))), dict[int, Generated]()
     at_work: list[tuple[int, list[list[int]]]] = []
     step = 0
     while waiting or at_work:
         new = [waiting.popleft() for _ in range(min(slots - len(at_work), len(waiting)))]
         if new:
-            search.enter(len(at_work), [rows[i].max_new_tokens for i in new])
+            search.enter(len(at_work), [oracle.row(rows[i], decode) for i in new])
             at_work += [(i, [[] for _ in range(search.beams)]) for i in new]
         logits = torch.cat([oracle.logits(rows[i], beams) for i, beams in at_work])
         chosen = search.advance(cut(logits, group), group)
@@ -172,6 +221,6 @@ def run_slots(
                 answers[at_work[slot][0]] = search.harvest(slot)
                 last = at_work.pop()
                 if slot < len(at_work):
-                    search.move(len(at_work), slot)
+                    search.move([len(at_work)], [slot])
                     at_work[slot] = last
     return [answers[i] for i in range(len(rows))]

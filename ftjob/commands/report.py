@@ -7,21 +7,34 @@ from pathlib import Path
 
 from ftjob.errors import DONE, ConfigError
 from ftjob.results.folder import RunFolder
+from ftjob.results.ft_style import render_ft
 from ftjob.results.page import render_terminal
-from ftjob.results.summary import collect, finish, write_report
+from ftjob.results.summary import collect, finish, read_samples, write_report
+
+STYLE = "report.style"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Rebuild, print the table, name the files. Returns the run's exit code."""
-    if len(arguments) != 1 or "=" in arguments[0]:
+    """Rebuild, print the table, name the files. Returns the run's exit code. With report.style=ft
+    the lines of FasterTransformer's scripts are printed in place of the table."""
+    settings = dict(a.split("=", 1) for a in arguments if "=" in a)
+    paths = [a for a in arguments if "=" not in a]
+    for name, value in settings.items():
+        if name != STYLE or value not in ("table", "ft"):
+            raise ConfigError(f"report {name}={value}: must be {STYLE}=table or {STYLE}=ft.")
+    if len(paths) != 1:
         raise ConfigError(
-            "usage: python -m ftjob report RUN, with RUN a run folder (runs/latest is the newest)."
+            f"usage: python -m ftjob report RUN [{STYLE}=ft], with RUN a run folder (runs/latest "
+            "is the newest)."
         )
-    path = Path(arguments[0]).expanduser()
+    path = Path(paths[0]).expanduser()
     if not (path / "identity.json").is_file():
         raise ConfigError(f"report {path}: is not a run folder (it has no identity.json).")
     folder = RunFolder(path)
     results = finish(folder, collect(folder))
     write_report(folder, results)
-    print(render_terminal(results))
+    if settings.get(STYLE) == "ft":
+        print(render_ft(read_samples(folder.file("samples.jsonl")), results), end="")
+    else:
+        print(render_terminal(results))
     return int(results["code"] or DONE)  # a run that still goes on has no code

@@ -18,6 +18,7 @@ from ftjob.config.compose import compose
 from ftjob.environment import describe
 from ftjob.errors import DONE, Cause, ConfigError, ResumeRefused, cause_of
 from ftjob.job import Job, identity_hash, prepare
+from ftjob.keyset import KeySet
 from ftjob.launch.ranks import (
     CONNECT_S,
     bound_ranks,
@@ -128,9 +129,11 @@ def run(
         log.write(said.level, said.text)
     for path in history.torn:
         log.write("warning", f"{path.name}: a torn last line was cut off; its rows run again")
-    if history.entries:
+    if len(history.entries):
         log.write("note", f"resuming {folder.path}: {len(history.entries)} rows are done")
-    cause, score = _work(job, folder, history, log, phases, signals, link)
+    done, fences = history.keys(), history.fences
+    del history  # of millions of rows it is the largest thing here
+    cause, score = _work(job, folder, done, fences, log, phases, signals, link)
     with link.keepalive():
         results = finish(folder, score)
         write_report(folder, results)
@@ -148,7 +151,8 @@ def run(
 def _work(
     job: Job,
     folder: RunFolder,
-    history: History,
+    done: KeySet,
+    fences: dict[str, int],
     log: RunLog,
     phases: Phases,
     signals: Signals,
@@ -158,8 +162,8 @@ def _work(
     with phases.phase("import"), link.keepalive():
         from ftjob.rank import Rank
     identity = identity_hash(job.identity())
-    journal = JournalWriter(folder, phases.rank, phases.attempt, identity, history.fences)
-    rank = Rank(job, folder, journal, history.keys(), identity, log, phases, signals, link)
+    journal = JournalWriter(folder, phases.rank, phases.attempt, identity, fences)
+    rank = Rank(job, folder, journal, done, identity, log, phases, signals, link)
     cause = rank.run()
     newest = max(folder.attempts())
     if newest > phases.attempt:  # we were thought dead; what we say now would contradict it

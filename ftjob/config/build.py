@@ -78,6 +78,9 @@ def checked(leaf: Key, value: Any) -> Any:
 def _convert(kind: Any, value: Any) -> tuple[bool, Any]:
     """Whether `value` fits the non-union type `kind`, and the value in that type."""
     origin = get_origin(kind)
+    if len(options := union_options(kind)) > 1:
+        tried = [_convert(option, value) for option in options]
+        return next((found for found in tried if found[0]), (False, None))
     if origin is Literal:
         return value in get_args(kind) and isinstance(value, str), value
     if origin is tuple:

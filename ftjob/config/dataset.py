@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-from ftjob.config.groups import DatasetConfig, JobConfig
+from ftjob.config.groups import DatasetConfig, DecodeConfig, JobConfig
+from ftjob.config.options import conflict
 from ftjob.errors import ConfigError
 
 # Endings of files whose rows have named columns, and of text, a row a line.
@@ -86,12 +87,14 @@ def _check_source(data: DatasetConfig) -> None:
 
 def _check_task(config: JobConfig) -> None:
     data = config.dataset
+    if data.task != "lambada" and data.mode == "score":
+        raise ConfigError(
+            f"dataset.mode=score: dataset.task={data.task} generates. Use mode=auto, or "
+            "dataset.task=lambada."
+        )
+    if data.task == "prompts" and data.path is None and data.hub is None:
+        raise ConfigError("dataset.task=prompts has no rows: give dataset.path=FILE.")
     if data.task == "translation":
-        if data.mode == "score":
-            raise ConfigError(
-                "dataset.mode=score: dataset.task=translation generates. Use mode=auto, or "
-                "dataset.task=lambada."
-            )
         if data.path is None and data.hub is None and data.sacrebleu is None:
             raise ConfigError(
                 "dataset.task=translation has no rows: give dataset.path=FILE, alone or with "
@@ -115,11 +118,15 @@ def _check_task(config: JobConfig) -> None:
 
 def _check_search(config: JobConfig) -> None:
     decode, data = config.decode, config.dataset
-    if decode.n_best > decode.beams:
-        raise ConfigError(
-            f"decode.n_best={decode.n_best} is more than decode.beams={decode.beams}: a search "
-            f"ends with as many hypotheses as beams. Use decode.beams={decode.n_best} or more."
-        )
+    default = DecodeConfig()
+    given = {k for k, v in vars(decode).items() if v != getattr(default, k)}
+    problem = conflict(
+        decode, decode.convention, decode.beams, decode.max_new_tokens, given, "decode."
+    )
+    if problem is None and decode.convention == "ft" and decode.early_stopping == "never":
+        problem = "decode.early_stopping=never: with decode.convention=ft it is always true"
+    if problem is not None:
+        raise ConfigError(f"{problem}.")
     if decode.beams > 1 and not data.generates:
         raise ConfigError(
             f"decode.beams={decode.beams}: dataset.task={data.task} with dataset.mode={data.mode} "

@@ -13,11 +13,11 @@ from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from ftjob.config.convert import ConvertConfig
+from ftjob.config.decode import MOST_NEW_TOKENS as MOST_NEW_TOKENS
+from ftjob.config.decode import DecodeConfig as DecodeConfig
 from ftjob.config.keys import FINITE, Rule, about, at_least, between, key, keys_of, positive
 from ftjob.errors import ConfigError
 
-# Most new tokens of a row: for so many the searches keep some numbers of every lane.
-MOST_NEW_TOKENS = 65536
 MOST_DEVICES = 1024
 
 
@@ -74,7 +74,7 @@ class ModelConfig:
     tokenizer: str | None = key(
         None,
         "tokenizer.json, spiece.model, a folder with one or with vocab.json and merges.txt, or "
-        "builtin:NAME; null is the checkpoint's own",
+        "builtin:NAME; null is the checkpoint's own; none: rows are token ids (prompts)",
     )
     verify: bool = key(
         True,
@@ -100,18 +100,18 @@ class ParallelConfig:
 class DatasetConfig:
     """What rows run, and what score is expected of them."""
 
-    task: Literal["lambada", "translation"] = key(
+    task: Literal["lambada", "translation", "prompts"] = key(
         "lambada", "how rows are read and scored", shapes_answer=True
     )
     mode: Literal["auto", "score", "generate"] = key(
         "auto",
-        "score the targets teacher-forced, or generate and compare; auto: lambada scores, "
-        "translation generates",
+        "score the targets teacher-forced, or generate and compare; auto: lambada scores, the "
+        "others generate",
         shapes_answer=True,
     )
     path: str | None = key(
         None,
-        "local .jsonl, .json, .csv, .tsv or .parquet file, or for translation a text file of a row "
+        "local .jsonl, .json, .csv, .tsv or .parquet file, or but for lambada a text file of a row "
         "a line (.gz too), or builtin:captions_en_de; null is the shipped LAMBADA",
     )
     target_path: str | None = key(
@@ -148,7 +148,8 @@ class DatasetConfig:
     )
     too_long: Literal["error", "truncate", "skip"] = key(
         "error",
-        "rows that are longer: an error record, the first tokens of the source, or left out",
+        "rows that are longer: an error record, the first tokens of the source (the last ones of a "
+        "prompt without an encoder), or left out",
         shapes_answer=True,
     )
     limit: int | None = key(None, "only the first rows; null is all", rule=at_least(1))
@@ -174,37 +175,6 @@ class DatasetConfig:
     def generates(self) -> bool:
         """Whether rows are continued; else their targets are scored teacher-forced."""
         return self.mode == "generate" or (self.mode == "auto" and self.task != "lambada")
-
-
-@dataclass(frozen=True)
-class DecodeConfig:
-    """How rows are continued, where the task generates."""
-
-    beams: int = key(1, "beam width; 1 is greedy", rule=between(1, 64), shapes_answer=True)
-    max_new_tokens: int = key(
-        128,
-        "most new tokens of a row, end token included; a row's own max_new_tokens comes first",
-        rule=between(1, MOST_NEW_TOKENS),
-        shapes_answer=True,
-    )
-    length_penalty: float = key(
-        1.0,
-        "hypotheses rank by cum_logprob / length ** length_penalty (beams > 1)",
-        rule=between(-10, 10),
-        shapes_answer=True,
-    )
-    early_stopping: bool | Literal["never"] = key(
-        False,
-        "stop a row's beams when enough hypotheses are finished (true), when the best open beam is "
-        "unlikely to beat them (false), or when it cannot (never)",
-        shapes_answer=True,
-    )
-    n_best: int = key(
-        1, "hypotheses to report, at most beams", rule=at_least(1), shapes_answer=True
-    )
-    token_logprobs: bool = key(
-        False, "also report each token's log-probability", shapes_answer=True
-    )
 
 
 @dataclass(frozen=True)
@@ -261,6 +231,9 @@ class RunConfig:
 
     name: str | None = key(None, "last part of the run folder's name; null is the model's name")
     dir: str | None = key(None, "run folder, resumed if it exists; null is runs/DATE_TIME_name")
+    parquet: bool | None = key(
+        None, "also write samples.parquet; null: where the rows of dataset.path come from one"
+    )
     max_failed: int = key(0, "failed rows that still count as done (exit 0)", rule=at_least(0))
     deadline_s: float = key(
         60.0,
@@ -313,7 +286,7 @@ class JobConfig:
                 value: Any = self
                 for part in k.name.split("."):
                     value = getattr(value, part)
-                found[k.name] = value
+                found[k.name] = _plain(value)
         return found
 
 
@@ -323,7 +296,11 @@ GROUPS: Mapping[str, type[Any]] = MappingProxyType(
 
 
 def _plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in items}
+    return {k: _plain(v) for k, v in items}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def check_fields_together(config: JobConfig) -> None:

@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
 
@@ -41,9 +42,17 @@ def positive(high: int) -> Rule:
 FINITE = Rule("finite numbers", lambda v: all(map(math.isfinite, v.values())))
 
 
-def key(default: Any, doc: str, *, rule: Rule | None = None, shapes_answer: bool = False) -> Any:
-    """Declare a key. `shapes_answer` marks what a resumed run must not change."""
-    return field(default=default, metadata=about(doc, rule, shapes_answer))
+def key(
+    default: Any,
+    doc: str,
+    *,
+    rule: Rule | None = None,
+    shapes_answer: bool = False,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
+    """Declare a key. `shapes_answer` marks what a resumed run must not change; `more` are facts of
+    its own kind."""
+    return field(default=default, metadata=about(doc, rule, shapes_answer) | {"more": more})
 
 
 def about(doc: str, rule: Rule | None = None, shapes_answer: bool = False) -> dict[str, Any]:
@@ -61,6 +70,12 @@ class Key:
     doc: str
     rule: Rule | None
     shapes_answer: bool
+    more: Mapping[str, Any]
+
+    @property
+    def default_text(self) -> str:
+        """The default as a user would write it."""
+        return {"None": "null", "": '""'}.get(str(self.default), str(self.default))
 
     @property
     def type_text(self) -> str:
@@ -87,7 +102,8 @@ def keys_of(group: type, prefix: str = "") -> Iterator[Key]:
             continue
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         meta = f.metadata
-        yield Key(name, kind, default, meta["doc"], meta["rule"], meta["shapes_answer"])
+        facts = meta["doc"], meta["rule"], meta["shapes_answer"], meta.get("more", {})
+        yield Key(name, kind, default, *facts)
 
 
 def union_options(kind: Any) -> tuple[Any, ...]:
@@ -106,7 +122,7 @@ def _type_words(kind: Any) -> list[str]:
         elif option is type(None):
             words.append("null")
         elif origin is tuple:
-            words.append(f"[{get_args(option)[0].__name__}, ...]")
+            words.append(f"[{' | '.join(_type_words(get_args(option)[0]))}, ...]")
         elif origin is dict:
             words.append("{" + ": ".join(a.__name__ for a in get_args(option)) + "}")
         else:
@@ -119,9 +135,8 @@ def render_table(groups: Mapping[str, type[Any]]) -> str:
     lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for group, cls in groups.items():
         for k in keys_of(cls, f"{group}."):
-            default = {"None": "null", "": '""'}.get(str(k.default), str(k.default))
             rule = f" ({k.rule.text})" if k.rule else ""
             mark = " †" if k.shapes_answer else ""
             kind = k.type_text.replace("|", "\\|")
-            lines.append(f"| `{k.name}`{mark} | {kind} | {default} | {k.doc}{rule} |")
+            lines.append(f"| `{k.name}`{mark} | {kind} | {k.default_text} | {k.doc}{rule} |")
     return "\n".join(lines) + "\n"

@@ -31,9 +31,17 @@ OLD_NAMES = MappingProxyType(
         "beam_width": ("decode.beams", "or decode=beam4"),
         "len_penalty": (
             "decode.length_penalty",
-            "over new tokens alone; FasterTransformer's GPT counted the padded prompt too",
+            "over new tokens alone, with decode.convention=ft a GPT's own prompt too; "
+            "FasterTransformer's GPT counted the padded prompt too",
         ),
         "is_return_log_probs": ("decode.token_logprobs", "cum_logprob is always reported"),
+        "is_return_context_cum_log_probs": ("decode.prompt_logprob", ""),
+        "runtime_top_k": ("decode.top_k", "over 1024 is refused, not clipped"),
+        "runtime_top_p": ("decode.top_p", "out of 0 to 1 is refused, not clipped"),
+        "random_seed": ("decode.seed", "rows of equal seeds draw different numbers"),
+        "top_p_reset_ids": ("decode.top_p_reset", ""),
+        "bad_words_list": ("decode.bad_words", "a row of a file may have the array as it is"),
+        "stop_words_list": ("decode.stop_words", "a row of a file may have the array as it is"),
         "d_model": ("model.arch.hidden", "T5"),
         "d_ff": ("model.arch.ffn", "T5"),
         "d_kv": ("model.arch.head_size", "T5"),

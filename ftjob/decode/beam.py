@@ -1,6 +1,7 @@
 """Beam search with a pool of finished hypotheses, for many slots at once.
 
-The rules are those of transformers 5.17 (`_beam_search` in generation/utils.py) for a row alone.
+The rules are those of transformers 5.17 (`_beam_search` in generation/utils.py) for a row alone, or
+FasterTransformer's for encoder-decoder models, which are transformers 4.24's with early stopping.
 `search.make_search` gives it to the generate loop, which feeds it logits and harvests answers.
 """
 
@@ -8,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
 import torch
 
 from ftjob.comm import Comm
 from ftjob.config.groups import DecodeConfig
 from ftjob.decode.logits import top_logprobs
-from ftjob.decode.search import Advance, ends_among, grown, smallest_ties
+from ftjob.decode.processors import Processors
+from ftjob.decode.search import Advance, SearchRow, grown, smallest_ties
 from ftjob.tasks.base import Generated, Hypothesis
 
 # A token and the beam it continues in one number, in the pool below the step as well.
@@ -45,7 +46,9 @@ class BeamSearch:
     each lane the W + 1 + ends highest tokens are looked at, of a row the (1 + ends) * W + 1 best.
     Whatever ranks lower has W + 1 candidates before it that do not end, so it is never kept nor
     the best dropped; and since it may end, the lowest that was looked at counts like one that does.
-    A length penalty below 0 magnifies rounding with the scores: their gaps count before that.
+    A length penalty below 0 magnifies rounding with the scores: their gaps count before that. With
+    FasterTransformer's diversity candidates rank, and join the pool, by their score with rate x
+    rank; there the order of the tokens of a lane bears on the answer too, and its gaps count.
     """
 
     def __init__(
@@ -57,121 +60,175 @@ class BeamSearch:
         device: torch.device,
     ) -> None:
         self.beams = width = decode.beams
-        self._decode = decode
-        self._ends = ends
-        self._end_ids = torch.tensor(ends, dtype=torch.int64, device=device)
+        self._ft = decode.convention == "ft"
+        self._early_stopping = True if self._ft else decode.early_stopping
+        self._sign = 1.0 if decode.diversity_sign == "ft" else -1.0
         self._vocab = vocab
-        self._looks = min(width + 1 + len(ends), vocab)
-        self._candidates = min(width * self._looks, (1 + len(ends)) * width + 1)
+        self._processors = Processors(decode, ends, slots, device)
+        self._look_at(len(ends), False)
         self._rows = torch.arange(slots, device=device)
+        self._first = torch.arange(width, device=device)
         self._length = torch.zeros(slots, dtype=torch.int64, device=device)
         self._limit = torch.zeros_like(self._length)
         self._done = torch.ones(slots, dtype=torch.bool, device=device)
+        self._penalty = torch.zeros(slots, device=device)
+        self._rate = torch.zeros_like(self._penalty)
         self._open = torch.zeros((slots, width), device=device)  # cum_logprob of the open beams
-        # Per step and lane, the token and the lane before it; `_logprobs` where asked for. One
+        # Per step and lane, the token and the lane before it, and its own log-probability. One
         # column more than there are steps: there a finished row's steps go to waste.
         self._history = torch.zeros((slots, 1, width), dtype=torch.int64, device=device)
-        figures = 3 if decode.token_logprobs else 2
-        self._logprobs = torch.zeros((slots, 1, width * (figures - 2)), device=device)
+        self._logprobs = torch.zeros((slots, 1, width), device=device)
         self._gaps = torch.zeros((slots, 1), device=device)
-        self._powers = torch.zeros(0, device=device)  # length ** length_penalty, by length
         # The pool, best first: score, cum_logprob, the last token's own; how each one ended.
-        self._pool = torch.zeros((slots, width, figures), device=device)
+        self._pool = torch.zeros((slots, width, 3), device=device)
         self._endings = torch.zeros((slots, width), dtype=torch.int64, device=device)
 
-    def enter(self, first: int, max_new_tokens: Sequence[int]) -> None:
-        """New rows into slots `first`.., each with the most new tokens it may get."""
-        columns = max(max_new_tokens) + 1
+    def _look_at(self, ends: int, diverse: bool) -> None:
+        """How many tokens of a lane and candidates of a row are looked at, where so many tokens may
+        end one; FasterTransformer's diversity ranks 2 W of each lane, and the next tells how close
+        it was."""
+        width = self.beams
+        self._ends, self._diverse = ends, diverse
+        self._looks = min(max(width + 1 + ends, 2 * width + 1 if diverse else 0), self._vocab)
+        self._candidates = min(width * self._looks, (1 + ends) * width + 1)
+
+    def enter(self, first: int, rows: Sequence[SearchRow]) -> None:
+        """New rows into slots `first`..."""
+        self._processors.enter(first, rows)
+        limits, options = [row.limit for row in rows], [row.options for row in rows]
+        columns = max(limits) + 1
         if columns > self._history.shape[1]:
             self._history = grown(self._history, columns)
             self._logprobs, self._gaps = grown(self._logprobs, columns), grown(self._gaps, columns)
-            # a finished row's next length is looked up as well
-            lengths = torch.arange(columns + 1, dtype=torch.float64, device=self._gaps.device)
-            # within what float32 can divide by, whatever the penalty
-            self._powers = lengths.pow(self._decode.length_penalty).clamp(1e-30, 1e30).float()
-        slots = slice(first, first + len(max_new_tokens))
+        ends = max(
+            len(self._processors.ends_of(first + i)) + len(o.stops) for i, o in enumerate(options)
+        )
+        diverse = any(o.beam_search_diversity_rate for o in options)
+        if ends > self._ends or diverse > self._diverse:
+            self._look_at(max(ends, self._ends), diverse or self._diverse)
+        slots = slice(first, first + len(rows))
+        device = self._limit.device
         self._length[slots] = 0
-        self._limit[slots] = torch.tensor(max_new_tokens, device=self._limit.device)
+        self._limit[slots] = torch.tensor(limits, device=device)
+        self._penalty[slots] = torch.tensor([o.length_penalty for o in options], device=device)
+        rates = [self._sign * o.beam_search_diversity_rate for o in options]
+        self._rate[slots] = torch.tensor(rates, device=device)
         self._done[slots] = False
         # all beams start alike: only the first may be continued
         self._open[slots] = -torch.inf
         self._open[slots, 0] = 0.0
         self._pool[slots] = -torch.inf
 
-    def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy what is kept of slots over others."""
+        self._processors.move(sources, targets)
+        at, to = (torch.tensor(slots, device=self._limit.device) for slots in (sources, targets))
         for state in (
-            *(self._length, self._limit, self._done, self._open),
+            *(self._length, self._limit, self._done, self._open, self._penalty, self._rate),
             *(self._history, self._logprobs, self._gaps, self._pool, self._endings),
         ):
-            state[targets] = state[sources]
+            state[to] = state[at]
+
+    def _powers(self, lengths: torch.Tensor) -> torch.Tensor:
+        """length ** length_penalty of the first n rows, lengths [n]."""
+        powers = lengths.double().pow(self._penalty[: len(lengths)].double())
+        # within what float32 can divide by, whatever the penalty
+        return powers.clamp(1e-30, 1e30).float()
 
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
         """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten."""
         width, looks = self.beams, self._looks
         n = logits.shape[0] // width
+        edited = self._processors.apply(logits, group)
         values, ids, norm = top_logprobs(logits, looks, group)  # [n * W, k], [n * W, k], [n * W]
+        if edited is not None:
+            norm = norm.masked_fill(edited, 0.0)
+        at = self._length[:n]
+        last = at + 1 >= self._limit[:n]
+        powers = self._powers(at + 1)
         logprobs = (values - norm.unsqueeze(1)).view(n, width, looks)
-        reached = (logprobs + self._open[:n].unsqueeze(2)).flatten(1)  # [n, W * k]
-        cums, order = reached.sort(dim=1, descending=True, stable=True)
-        cums, order = cums[:, : self._candidates], order[:, : self._candidates]  # [n, C]
+        lanes_cums = (logprobs + self._open[:n].unsqueeze(2)).flatten(1)  # [n, W * k]
+        reached = lanes_cums
+        if self._diverse:
+            reached = self._with_ranks(lanes_cums.view(n, width, looks), powers)
+        keys, order = reached.sort(dim=1, descending=True, stable=True)
+        keys, order = keys[:, : self._candidates], order[:, : self._candidates]  # [n, C]
         # the most that a continuation may reach which is not among these
-        unseen = cums[:, -1]
+        unseen = keys[:, -1]
         if looks < self._vocab:
             unseen = reached[:, looks - 1 :: looks].amax(dim=1).maximum(unseen)
         tokens = ids.reshape(n, -1).gather(1, order)
         parents = order.div(looks, rounding_mode="floor")
-        ending = ends_among(tokens, self._end_ids)
-        at = self._length[:n]
-        last = at + 1 >= self._limit[:n]
-        powers = self._powers[at + 1]
+        ending = self._processors.ending(tokens, parents)
+        cums = lanes_cums.gather(1, order) if self._diverse else keys
+        own = logprobs.flatten(1).gather(1, order)
 
         lanes = ending.to(torch.int8).sort(dim=1, stable=True).indices[:, : width + 1]
-        going = cums.masked_fill(ending, -torch.inf).gather(1, lanes)  # [n, W + 1], falling
+        going = keys.masked_fill(ending, -torch.inf).gather(1, lanes)  # [n, W + 1], falling
         lanes = lanes[:, :width]
 
         steps = parents << TOKEN_BITS | tokens
-        own = logprobs.flatten(1).gather(1, order) if self._decode.token_logprobs else None
-        joining = ending[:, :width] | last.unsqueeze(1)
-        scores = self._join(joining, powers, cums, steps, own)  # [n, 2W], falling
-        stops, stop_gaps = self._stop(last, powers, going[:, 0], scores[:, width - 1])
+        inside, cut = ending[:, :width], last.unsqueeze(1)
+        if self._ft:  # what is cut at the limit fills up a pool that is not full
+            held = (self._pool[:n, :, 0] > -torch.inf).sum(dim=1) + inside.sum(dim=1)
+            cut = cut & (held < width).unsqueeze(1)
+        joining = inside | cut
+        scores = keys[:, :width] / powers.unsqueeze(1)
+        pick = self._first.expand(n, width)
+        opened = going[:, :width]
+        if self._diverse:  # those that are cut join, and all go on, by what they are without ranks
+            opened = cums.gather(1, lanes).masked_fill(opened == -torch.inf, -torch.inf)
+            joining = torch.cat((inside, cut.expand(n, width)), dim=1)
+            pick = torch.cat((pick, lanes), dim=1)
+            scores = torch.cat((scores, opened / powers.unsqueeze(1)), dim=1)
+        figures = torch.stack((scores, cums.gather(1, pick), own.gather(1, pick)), dim=2)
+        pooled = self._join(joining, figures, steps.gather(1, pick))  # falling
+        stops, stop_gaps = self._stop(last, powers, going[:, 0], pooled[:, width - 1])
 
         before = self._done[:n]
         rows = self._rows[:n]
-        self._gaps[rows, at] = self._gap(
-            cums, ending | last.unsqueeze(1), unseen, going, stops, scores, stop_gaps, powers
+        gaps = self._gap(
+            keys, ending | last.unsqueeze(1), unseen, going, stops, pooled, stop_gaps, powers
         )
+        if self._diverse:  # which of two tokens has which rank
+            neighbours = (values[:, :-1] - values[:, 1:]).amin(dim=1).view(n, width).amin(dim=1)
+            gaps = torch.minimum(gaps, neighbours.where(self._rate[:n] != 0, torch.inf))
+        self._gaps[rows, at] = gaps
         self._history[rows, at] = steps.gather(1, lanes)
-        if own is not None:
-            self._logprobs[rows, at] = own.gather(1, lanes)
-        self._open[:n] = going[:, :width]
+        self._logprobs[rows, at] = own.gather(1, lanes)
+        self._open[:n] = opened
         self._length[:n] = at + ~before
         self._done[:n] = done = before | stops
-        return Advance(tokens.gather(1, lanes), parents.gather(1, lanes), done)
+        chosen, parents = tokens.gather(1, lanes), parents.gather(1, lanes)
+        self._processors.follow(chosen, parents)
+        return Advance(chosen, parents, done)
+
+    def _with_ranks(self, cums: torch.Tensor, powers: torch.Tensor) -> torch.Tensor:
+        """What [n, W, k] continuations rank by, [n, W * k]: the cum_logprob that gives the score
+        with the diversity rate times the rank within the lane, modulo W."""
+        n, width, looks = cums.shape
+        rank = torch.arange(looks, device=cums.device)
+        rate = self._rate[:n].view(n, 1, 1)
+        ranked = cums + rate * (rank % width) * powers.view(n, 1, 1)
+        return ranked.masked_fill((rank >= 2 * width) & (rate != 0), -torch.inf).flatten(1)
 
     def _join(
-        self,
-        joining: torch.Tensor,
-        powers: torch.Tensor,
-        cums: torch.Tensor,
-        steps: torch.Tensor,
-        own: torch.Tensor | None,
+        self, joining: torch.Tensor, figures: torch.Tensor, steps: torch.Tensor
     ) -> torch.Tensor:
-        """Put those of the first W candidates into the pool that are `joining` [n, W]; gives the
-        scores of the pool before and of those [n, 2W], falling: the first W stay."""
-        n, width = joining.shape
-        cums = cums[:, :width]
+        """Put those candidates into the pool that are `joining` [n, J], of figures [n, J, 3] and
+        steps [n, J]; gives the scores of the pool before and of those [n, W + J], falling: the
+        first W stay."""
+        n, width = len(joining), self.beams
         # a beam that was never opened has no continuation, and a finished row stays as it is
-        joining = joining & (cums != -torch.inf) & ~self._done[:n].unsqueeze(1)
-        scores = (cums / powers.unsqueeze(1)).masked_fill(~joining, -torch.inf)
-        figures = (scores, cums) if own is None else (scores, cums, own[:, :width])
-        pool = torch.cat((self._pool[:n], torch.stack(figures, dim=2)), dim=1)  # [n, 2W, F]
-        steps = self._length[:n].unsqueeze(1) << (TOKEN_BITS + BEAM_BITS) | steps[:, :width]
+        out = ~joining | (figures[..., 0] == -torch.inf) | self._done[:n].unsqueeze(1)
+        figures = figures.masked_fill(out.unsqueeze(2), -torch.inf)
+        pool = torch.cat((self._pool[:n], figures), dim=1)  # [n, W + J, 3]
+        steps = self._length[:n].unsqueeze(1) << (TOKEN_BITS + BEAM_BITS) | steps
         endings = torch.cat((self._endings[:n], steps), dim=1)
         scores, order = pool[..., 0].sort(dim=1, descending=True, stable=True)
         order = order[:, :width]
         self._endings[:n] = endings.gather(1, order)
-        self._pool[:n] = pool.gather(1, order.unsqueeze(2).expand(-1, -1, pool.shape[2]))
+        self._pool[:n] = pool.gather(1, order.unsqueeze(2).expand(-1, -1, 3))
         return scores
 
     def _stop(
@@ -179,10 +236,11 @@ class BeamSearch:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Which rows end with this step [n], and how close the scores' part in that was [n]: `best`
         is the highest open cum_logprob, `worst` the pool's last score, -inf until it is full."""
-        if self._decode.early_stopping is True:
+        if self._early_stopping is True:
             return last | (worst > -torch.inf), torch.full_like(worst, torch.inf)
-        if self._decode.early_stopping == "never" and self._decode.length_penalty > 0:
-            powers = self._powers[self._limit[: len(last)]]
+        n = len(last)
+        if self._early_stopping == "never":
+            powers = self._powers(self._limit[:n]).where(self._penalty[:n] > 0, powers)
         hope = best / powers
         return last | (hope <= worst), (hope - worst).abs().masked_fill(last, torch.inf)
 
@@ -212,6 +270,7 @@ class BeamSearch:
 
     def harvest(self, slot: int) -> Generated:
         """The hypotheses of a finished row."""
+        options = self._processors.rows[slot].options
         length = int(self._length[slot])
         history: list[list[int]] = self._history[slot, :length].tolist()
         logprobs: list[list[float]] = self._logprobs[slot, :length].tolist()
@@ -219,28 +278,29 @@ class BeamSearch:
         pool = [f for f in self._pool[slot].tolist() if f[0] != -torch.inf]
         found: list[Hypothesis] = []
         for ending, figures in zip(self._endings[slot].tolist(), pool, strict=False):
-            if len(found) == self._decode.n_best:
+            if len(found) == options.n_best:
                 break
-            ids, singles = self._follow(ending, history, logprobs)
-            own = [*singles, figures[2]] if self._decode.token_logprobs else None
-            reason: Literal["eos", "length"] = "eos" if ids[-1] in self._ends else "length"
+            step, code = divmod(ending, 1 << (TOKEN_BITS + BEAM_BITS))
+            beam, token = divmod(code, 1 << TOKEN_BITS)
+            ids, singles = ancestry(beam, history[:step], logprobs)
+            ids, singles = [*ids, token], [*singles, figures[2]]
+            own = singles if options.token_logprobs else None
+            reason = self._processors.reason(slot, ids)
             found.append(Hypothesis(ids, figures[0], figures[1], reason, own))
-        unit = float(length) ** min(0.0, self._decode.length_penalty)
+        unit = float(length) ** min(0.0, options.length_penalty)
         ordered = [(a[0] - b[0]) * unit for a, b in pairwise(pool[: len(found) + 1])]
         final = [(len(found[0].ids) - 1, gap) for gap in ordered]
         return Generated(found, smallest_ties([*enumerate(gaps), *final]))
 
-    def _follow(
-        self, ending: int, history: list[list[int]], logprobs: list[list[float]]
-    ) -> tuple[list[int], list[float]]:
-        """A hypothesis' tokens, and the log-probabilities of all but the last where kept, from how
-        it ended back through the beams before."""
-        step, code = divmod(ending, 1 << (TOKEN_BITS + BEAM_BITS))
-        beam, token = divmod(code, 1 << TOKEN_BITS)
-        ids, singles = [token], []
-        for at in range(step - 1, -1, -1):
-            if self._decode.token_logprobs:
-                singles.append(logprobs[at][beam])
-            beam, token = divmod(history[at][beam], 1 << TOKEN_BITS)
-            ids.append(token)
-        return ids[::-1], singles[::-1]
+
+def ancestry(
+    beam: int, history: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]
+) -> tuple[list[int], list[float]]:
+    """The tokens of a beam after the steps of `history`, each a token and the lane before it by
+    lane, and their log-probabilities."""
+    ids, singles = [], []
+    for at in range(len(history) - 1, -1, -1):
+        singles.append(logprobs[at][beam])
+        beam, token = divmod(history[at][beam], 1 << TOKEN_BITS)
+        ids.append(token)
+    return ids[::-1], singles[::-1]

@@ -46,6 +46,19 @@ def top_logprobs(
     return values[:, :k], ids, every[..., -1].logsumexp(dim=0)
 
 
+def log_norm(logits: torch.Tensor, group: Comm) -> torch.Tensor:
+    """log(sum(exp(logits))) over the whole vocabulary, [M], of f32 logits [M, V/T]."""
+    norm = logits.logsumexp(dim=1)
+    return norm if group.size == 1 else group.all_gather(norm).logsumexp(dim=0)
+
+
+def whole_vocabulary(logits: torch.Tensor, group: Comm) -> torch.Tensor:
+    """All columns of logits [M, V/T], [M, V] and padding at -inf: column c is id c."""
+    if group.size == 1:
+        return logits
+    return group.all_gather(logits).transpose(0, 1).flatten(1)
+
+
 def _look(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The k highest values of each row, their columns, and the row's log(sum(exp(logits)))."""
     values, columns = _highest(logits, k)

@@ -9,10 +9,11 @@ tokens. `device` drives it and passes the answers on.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,15 +23,17 @@ from ftjob.comm.groups import Wires
 from ftjob.comm.threads import Pipe
 from ftjob.decode.cache import Cache
 from ftjob.decode.cohorts import Books, Left
-from ftjob.decode.search import Advance, make_search
+from ftjob.decode.scoring import score_chunk
+from ftjob.decode.search import Advance, SearchRow, make_search
 from ftjob.job import Job
+from ftjob.model.decoder import DecoderStage
 from ftjob.model.layers import Kind
 from ftjob.model.stage import Entry, Stage
 from ftjob.plan import DeviceSpec
-from ftjob.tasks.base import Answer
+from ftjob.tasks.base import Answer, GenerateRequest, ScoreRequest
 
 # What a message between stages is, within its turn.
-ENTER, STEP, ENCODED, CHOSEN, KINDS = range(5)
+ENTER, STEP, ENCODED, CHOSEN, PROMPTS, KINDS = range(6)
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,13 @@ class _MicroBatch:
         self.books = Books(room, arch.seq2seq)
         self.caches: list[Cache] = []
         self.search = (
-            make_search(decode, ends, room.slots, arch.vocab, kind[1]) if spec.last else None
+            make_search(decode, ends, room.slots, arch.vocab, kind[1], arch.seq2seq)
+            if spec.last
+            else None
         )
-        self.tokens = torch.zeros(room.slots, decode.beams, dtype=torch.int64, device=kind[1])
+        self.tokens = torch.zeros(room.slots, decode.lanes, dtype=torch.int64, device=kind[1])
         self.turn = self.stepped = self.cohorts = self.steps = 0
+        self.prompts: dict[str, float] = {}  # log-probabilities of prompts, by key
         self.chosen: Advance | None = None
         self.entry: Entry | None = None
         self.encoded: torch.Tensor | None = None
@@ -158,7 +164,10 @@ class Generator:
                 yield chunk, None, cohort.steps * len(rows)
                 continue
             assert batch.search is not None
-            answers = [batch.search.harvest(at) for at, _ in rows]
+            answers = [
+                replace(batch.search.harvest(at), prompt_logprob=batch.prompts.pop(r.key, None))
+                for at, r in rows
+            ]
             yield chunk, list(answers), sum(len(a.hypotheses[0].ids) for a in answers)
         for cache, moves in zip(batch.caches, left.moves, strict=True):
             for source, target in moves:
@@ -171,9 +180,10 @@ class Generator:
         """Bring the rows that stay to their new places among all rows."""
         moved = [(old, new) for new, old in enumerate(left.order) if old != new]
         if moved:
-            sources, targets = torch.tensor(moved, device=self._device).unbind(1)
-            batch.tokens[targets] = batch.tokens[sources]
+            at, to = torch.tensor(moved, device=self._device).unbind(1)
+            batch.tokens[to] = batch.tokens[at]
             if batch.search is not None:
+                sources, targets = zip(*moved, strict=True)
                 batch.search.move(sources, targets)
 
     def _enter(self, batch: _MicroBatch, chunk: Chunk) -> None:
@@ -186,12 +196,13 @@ class Generator:
         lengths = [len(r.ids) - (0 if self._arch.seq2seq else 1) for r in rows]
         ids = [t for r, n in zip(rows, lengths, strict=True) for t in r.ids[:n]]
         entry = Entry(torch.tensor(ids, dtype=torch.int64, device=self._device), lengths)
-        begins = [r.ids[-1] if self._start is None else self._start for r in rows]
+        begins = [SearchRow.of(r, self._start).context[-1] for r in rows]
         batch.tokens[first : first + len(rows)] = torch.tensor(
             begins, device=self._device
         ).unsqueeze(1)
         if batch.search is not None:
-            batch.search.enter(first, [r.max_new_tokens for r in rows])
+            batch.search.enter(first, [SearchRow.of(r, self._start) for r in rows])
+        self._score_prompts(batch, rows)
         batch.entry = entry
         if not ids:  # prompts of one token
             return
@@ -203,6 +214,24 @@ class Generator:
             batch.encoded = x
             for pipe in self._wires.homes:
                 pipe.put(self._tag(self._turn, ENCODED), x, self._pulse)
+
+    def _score_prompts(self, batch: _MicroBatch, rows: Sequence[GenerateRequest]) -> None:
+        """The log-probabilities of the prompts of rows that ask for them, by a pass of its own."""
+        asked = [r for r in rows if r.options.prompt_logprob]
+        batch.prompts |= {r.key: 0.0 for r in asked}  # a single token is given
+        scored = [ScoreRequest(r.row, r.key, r.ids, 1, 1) for r in asked if len(r.ids) > 1]
+        if not scored:
+            return
+        assert isinstance(self._stage, DecoderStage)
+        before = None if self._spec.first else self._before(PROMPTS)
+        chunk = Chunk(self._turn, tuple(scored))
+        found = score_chunk(self._stage, chunk, self._device, self._pulse, before)
+        if isinstance(found, torch.Tensor):
+            assert self._wires.after is not None
+            self._wires.after.put(self._tag(self._turn, PROMPTS), found, self._pulse)
+            return
+        for request, answer in zip(scored, found, strict=True):
+            batch.prompts[request.key] = math.fsum(answer.logprobs)
 
     def _step(self, batch: _MicroBatch) -> None:
         """One token of every lane at work."""

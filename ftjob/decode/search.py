@@ -15,7 +15,8 @@ import torch
 
 from ftjob.comm import Comm
 from ftjob.config.groups import DecodeConfig
-from ftjob.tasks.base import NEAR_TIE, Generated
+from ftjob.config.options import DEFAULTS, RowOptions
+from ftjob.tasks.base import NEAR_TIE, Generated, GenerateRequest
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,27 @@ class Advance:
     finished: torch.Tensor
 
 
+@dataclass(frozen=True)
+class SearchRow:
+    """What a search must know of a row: the most new tokens it may get, the tokens before the first
+    of them, its options, and the hash of content and occurrence that its draws depend on, as a
+    signed word of 64 bits."""
+
+    limit: int
+    context: Sequence[int] = ()
+    options: RowOptions = DEFAULTS
+    draw: int = 0
+
+    @classmethod
+    def of(cls, request: GenerateRequest, start: int | None) -> SearchRow:
+        """The row of a request; behind an encoder the answer begins with `start`, or the row's own,
+        else (None) with the prompt."""
+        options = request.options
+        own = start if options.start_id is None else options.start_id
+        context = request.ids if start is None or own is None else [own]
+        return cls(request.max_new_tokens, context, options, request.draw)
+
+
 class Search(Protocol):
     """Chooses tokens. Slots at work are always the first n; a row's answer depends on its own
     logits alone, never on its slot or its neighbours."""
@@ -36,12 +58,12 @@ class Search(Protocol):
     def beams(self) -> int:
         """Lanes of a slot: W."""
 
-    def enter(self, first: int, max_new_tokens: Sequence[int]) -> None:
-        """New rows into slots `first`.., each with the most new tokens it may get."""
+    def enter(self, first: int, rows: Sequence[SearchRow]) -> None:
+        """New rows into slots `first`..."""
 
-    def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        """Copy what is kept of slots over others, all at once: int64 [M] each. So the rows that
-        stay become the first ones again."""
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy what is kept of slots over others, all at once. So the rows that stay become the
+        first ones again."""
 
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
         """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten. A row
@@ -52,16 +74,25 @@ class Search(Protocol):
 
 
 def make_search(
-    decode: DecodeConfig, ends: tuple[int, ...], slots: int, vocab: int, device: torch.device
+    decode: DecodeConfig,
+    ends: tuple[int, ...],
+    slots: int,
+    vocab: int,
+    device: torch.device,
+    seq2seq: bool = False,
 ) -> Search:
     """The search that `decode` asks for, over `slots` empty slots. A row ends with one of the ids
-    `ends`, if there are any; `vocab` counts the true ids, without padding."""
-    # imported here because both need Advance
+    `ends`, if there are any, or of its own; `vocab` counts the true ids, without padding. Of beams
+    FasterTransformer has other rules where there is no encoder (`seq2seq`)."""
+    # imported here because all need Advance
     from ftjob.decode.beam import BeamSearch
-    from ftjob.decode.greedy import Greedy
+    from ftjob.decode.competing import CompetingBeams
+    from ftjob.decode.sampling import Sampling
 
     if decode.beams == 1:
-        return Greedy(decode, ends, slots, vocab, device)
+        return Sampling(decode, ends, slots, vocab, device)
+    if decode.convention == "ft" and not seq2seq:
+        return CompetingBeams(decode, ends, slots, vocab, device)
     return BeamSearch(decode, ends, slots, vocab, device)
 
 
@@ -73,8 +104,8 @@ def grown(state: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def ends_among(ids: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Which of ids [...] are end ids: bool [...]."""
-    return (ids.unsqueeze(-1) == ends).any(dim=-1)
+    """Which of ids [n, W] are end ids, of each row's own [n, E]: bool [n, W]."""
+    return (ids.unsqueeze(-1) == ends.unsqueeze(1)).any(dim=-1)
 
 
 def smallest_ties(gaps: Sequence[tuple[int, float]]) -> list[list[float]]:

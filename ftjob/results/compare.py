@@ -8,8 +8,9 @@ turn. A row may differ there only where it recorded the near tie itself, and onl
 
 What a turned decision may change depends on how the row was answered:
 - Teacher-forced scoring feeds the target whatever the model prefers: the id at that position alone.
-- Greedy generation feeds what it chose: everything from that position on. Before it both runs had
-  the same ids, so the first id that differs must stand at a near tie itself.
+- Greedy generation and draws feed what they chose: everything from that position on. Before it both
+  runs had the same ids, so the first id that differs, in each of a row's drawn answers, must stand
+  at a near tie itself.
 - Beams may have differed in any token: two hypotheses that part at position 2 can swap places at
   step 30. So the first differing id may come before the tie. But up to the first tie both searches
   had the same beams and the same pool of finished hypotheses, which only longer ones can enter
@@ -155,9 +156,15 @@ def _turned_generation(
         reach = max(len(ids) for ids in (*_reported(a), *_reported(b)))
         tie = min(ties, default=reach)
         return f"from a near tie at step {tie} on" if tie < reach else None
-    first = min(_positions(a["output_ids"], b["output_ids"]))
-    within = first < min(len(a["output_ids"]), len(b["output_ids"]))
-    return f"from a near tie at {first} on" if within and first in ties else None
+    firsts = []  # where each answer that differs first does
+    for one, another in zip(_reported(a), _reported(b), strict=False):
+        if one != another:
+            first = min(_positions(one, another))
+            if first >= min(len(one), len(another)) or first not in ties:
+                return None
+            firsts.append(first)
+    same_number = len(_reported(a)) == len(_reported(b))
+    return f"from a near tie at {firsts[0]} on" if firsts and same_number else None
 
 
 def _reported(record: dict[str, Any]) -> list[list[int]]:

@@ -8,30 +8,19 @@ nothing. `rank` appends, `summary` merges all of them into samples.jsonl.
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftjob.errors import RunFolderError
+from ftjob.keyset import KeySet
+from ftjob.results.entries import Entries, first_of_each
 from ftjob.results.folder import RunFolder, sync_folder
 
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where one record lies: `index` is the row's number, offsets are bytes of `file`."""
-
-    index: int
-    key: str
-    file: Path
-    start: int
-    stop: int
-    failed: bool
 
 
 @dataclass(frozen=True)
@@ -39,7 +28,7 @@ class Scan:
     """A journal file as read: its header, its records, the bytes that hold whole lines."""
 
     header: dict[str, Any] | None
-    entries: list[Entry]
+    entries: Entries
     length: int
     torn: bool
 
@@ -89,7 +78,8 @@ def scan(path: Path, limit: int | None) -> Scan:
     Raises:
         RunFolderError: for damage before the last line, with file and line.
     """
-    entries: list[Entry] = []
+    entries = Entries()
+    entries.files.append(path)
     header: dict[str, Any] | None = None
     at = 0
     with path.open("rb") as file:
@@ -114,16 +104,8 @@ def scan(path: Path, limit: int | None) -> Scan:
                             f"ftjob writes version {VERSION}"
                         )
                 else:
-                    entries.append(
-                        Entry(
-                            record["index"],
-                            record["key"],
-                            path,
-                            at,
-                            stop,
-                            record["error"] is not None,
-                        )
-                    )
+                    error = record["error"] is not None
+                    entries.add(record["index"], record["key"], 0, at, stop, error)
             except (ValueError, KeyError, TypeError):
                 if stop < size:
                     raise RunFolderError(
@@ -139,18 +121,21 @@ def scan(path: Path, limit: int | None) -> Scan:
 class History:
     """All that counts of the journals written so far, and the fences for the next attempt."""
 
-    entries: list[Entry]
+    entries: Entries
     fences: dict[str, int]
     torn: list[Path]
 
-    def keys(self) -> set[str]:
+    def keys(self) -> KeySet:
         """The keys already answered."""
-        return {e.key for e in self.entries}
+        return self.entries.keys()
 
     def rows_of_attempts(self) -> dict[int, int]:
         """How many rows each attempt answered, over all ranks; every row counts once."""
-        attempts = (e.file.name.split(".")[1].removeprefix("attempt") for e in self.entries)
-        return {int(number): rows for number, rows in Counter(attempts).items()}
+        rows: Counter[int] = Counter()
+        for number, count in Counter(self.entries.file).items():
+            name = self.entries.files[number].name
+            rows[int(name.split(".")[1].removeprefix("attempt"))] += count
+        return dict(rows)
 
 
 def read_history(folder: RunFolder) -> History:
@@ -161,7 +146,7 @@ def read_history(folder: RunFolder) -> History:
     """
     fences: dict[str, int] = {}
     fenced = False
-    by_key: dict[str, Entry] = {}
+    parts: list[Entries] = []
     torn: list[Path] = []
     for attempt in reversed(folder.attempts()):
         limits, newest = dict(fences), fenced
@@ -170,23 +155,9 @@ def read_history(folder: RunFolder) -> History:
             fences[path.name] = found.length
             if found.torn:
                 torn.append(path)
-            by_key |= {e.key: e for e in reversed(found.entries)}
+            parts.append(found.entries)
             if found.header is not None and not newest:
                 fenced = True
                 for name, length in found.header["fences"].items():
                     fences.setdefault(name, length)
-    return History(sorted(by_key.values(), key=lambda e: e.index), fences, torn)
-
-
-def raw_lines(entries: Sequence[Entry]) -> Iterator[bytes]:
-    """The records' lines, in the order of `entries`."""
-    maps: dict[Path, mmap.mmap] = {}
-    try:
-        for entry in entries:
-            if entry.file not in maps:
-                with entry.file.open("rb") as file:
-                    maps[entry.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            yield maps[entry.file][entry.start : entry.stop]
-    finally:
-        for opened in maps.values():
-            opened.close()
+    return History(first_of_each(parts[::-1]), fences, torn)

@@ -25,8 +25,10 @@ from ftjob.errors import (
     RunFolderError,
 )
 from ftjob.pipeline import wanted_share
+from ftjob.results.entries import raw_lines
+from ftjob.results.exports import export
 from ftjob.results.folder import RunFolder, read_json_file, write_json, write_text
-from ftjob.results.journal import History, raw_lines, read_history
+from ftjob.results.journal import History, read_history
 from ftjob.results.pipeline import pipeline_facts, with_stages
 from ftjob.results.statuses import attempt_facts, cause_text, merged_status, throughput
 from ftjob.tasks import make_task
@@ -135,7 +137,9 @@ def collect(folder: RunFolder) -> Score:
     """Merge the journals into samples.jsonl and score it."""
     history = read_history(folder)
     merge(folder, history)
-    task = make_task(load_config(folder))
+    config = load_config(folder)
+    task = make_task(config)
+    export(folder, config, read_samples(folder.file("samples.jsonl")))
     return score_samples(task, folder.file("samples.jsonl"), history)
 
 

@@ -6,14 +6,26 @@ summary goes into results.json. Never imports torch, so that reports build witho
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from ftjob.config.options import DEFAULTS, RowOptions
+from ftjob.keyset import Occurrences
+
+
+class NoTokenizer(Exception):
+    """There is no tokenizer, and a text has to be read or written."""
+
+    def __init__(self) -> None:
+        super().__init__("the model has no tokenizer: name one with model.tokenizer=PATH, or give "
+                         "prompt_ids")  # fmt: skip
+
 
 class Encoder(Protocol):
-    """The part of a tokenizer that tasks use."""
+    """The part of a tokenizer that tasks use. Both may raise `NoTokenizer`."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text."""
@@ -28,7 +40,9 @@ class Row:
 
     `index` counts rows from 0, `line` is where a person finds it in the file, from 1. `content`
     is what the key hashes: the text, or a malformed row's raw bytes. `target` is a reference, for
-    tasks that compare with one; `max_new_tokens` is the row's own, where it has one.
+    tasks that compare with one; `max_new_tokens` is the row's own, where it has one; `occurrence`
+    counts the rows before it with the same content; `prompt_ids` are a prompt in place of text;
+    `own` are the row's decoding options by name; `repeats` goes into its record as it is.
     """
 
     index: int
@@ -39,6 +53,10 @@ class Row:
     id: str | None = None
     target: str | None = None
     max_new_tokens: int | None = None
+    occurrence: int = 0
+    prompt_ids: tuple[int, ...] | None = None
+    own: tuple[tuple[str, Any], ...] = ()
+    repeats: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,13 +104,25 @@ class Scored:
 @dataclass(frozen=True)
 class GenerateRequest:
     """A row to be continued. `ids` are the prompt or, for an encoder-decoder model, the source
-    with its end token; at least one. `cut_tokens` of the source were left off to fit."""
+    with its end token; at least one. `cut_tokens` of the source were left off to fit. The words of
+    its options are ids."""
 
     row: Row
     key: str
     ids: list[int]
     max_new_tokens: int
     cut_tokens: int = 0
+    options: RowOptions = DEFAULTS
+
+    @property
+    def draw(self) -> int:
+        """What random draws depend on besides the seed: a hash of the row's content and of which
+        of equal rows it is, as a signed word of 64 bits."""
+        whole = self.row.content + self.row.occurrence.to_bytes(8, "little")
+        return int.from_bytes(hashlib.sha256(whole).digest()[:8], "little", signed=True)
+
+
+FinishReason = Literal["eos", "stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -104,16 +134,19 @@ class Hypothesis:
     ids: list[int]
     score: float
     cum_logprob: float
-    finish_reason: Literal["eos", "length"]
+    finish_reason: FinishReason
     logprobs: list[float] | None = None
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A row's hypotheses, best first, and the decisions on the way that rounding could turn."""
+    """A row's hypotheses, best first, and the decisions on the way that rounding could turn.
+    `prompt_logprob` sums the log-probabilities of the prompt's tokens after the first, where asked
+    for."""
 
     hypotheses: list[Hypothesis]
     near_ties: list[list[float]]
+    prompt_logprob: float | None = None
 
 
 Request = ScoreRequest | GenerateRequest
@@ -211,17 +244,23 @@ def is_answer(record: dict[str, Any]) -> bool:
     return record["error"] is None and record["finish_reason"] != SKIPPED
 
 
+def keyed(identity: str, row: Row, occurrence: int) -> tuple[Row, str]:
+    """A row with its occurrence, and its key: 32 hex digits."""
+    if occurrence != row.occurrence:
+        row = dataclasses.replace(row, occurrence=occurrence)
+    digest = hashlib.sha256(row.content).digest()[:16]
+    whole = hashlib.sha256(identity.encode() + digest + occurrence.to_bytes(8, "little"))
+    return row, whole.hexdigest()[:32]
+
+
 class KeyMaker:
     """Keys of rows: a hash of what shapes the answer, the content, and its occurrence number."""
 
     def __init__(self, identity: str) -> None:
-        self._identity = identity.encode()
-        self._seen: dict[bytes, int] = {}
+        self._identity = identity
+        self._seen = Occurrences()
 
-    def key(self, content: bytes) -> str:
-        """The key of the next row with this content: 32 hex digits."""
-        digest = hashlib.sha256(content).digest()[:16]
-        occurrence = self._seen.get(digest, 0)
-        self._seen[digest] = occurrence + 1
-        whole = hashlib.sha256(self._identity + digest + occurrence.to_bytes(8, "little"))
-        return whole.hexdigest()[:32]
+    def keyed(self, row: Row) -> tuple[Row, str]:
+        """A row with its occurrence, and its key; to be called for each row in order."""
+        digest = hashlib.sha256(row.content).digest()[:16]
+        return keyed(self._identity, row, self._seen.count(digest))

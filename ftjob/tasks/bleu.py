@@ -28,6 +28,22 @@ class Figure:
     signature: str
 
 
+@dataclass(frozen=True)
+class BleuParts:
+    """What corpus BLEU is computed of: n-grams that match and all, for n from 1, and words."""
+
+    counts: list[int]
+    totals: list[int]
+    output_words: int
+    reference_words: int
+
+    @property
+    def precisions(self) -> list[float]:
+        """In percent, without smoothing."""
+        pairs = zip(self.counts, self.totals, strict=True)
+        return [100 * hits / total if total else 0.0 for hits, total in pairs]
+
+
 class Counts:
     """Counts of every sentence, with one reference each, by sacrebleu's defaults.
 
@@ -58,6 +74,12 @@ class Counts:
         """Words of the outputs by words of the references, as BLEU counts them."""
         outputs, references = _table(self._kept[0], self._width(0))[:, :2].sum(axis=0)
         return float(outputs / references) if references else None
+
+    def bleu_parts(self) -> BleuParts:
+        """What corpus BLEU is computed of."""
+        sums: list[int] = _table(self._kept[0], self._width(0)).sum(axis=0).tolist()
+        orders = (len(sums) - 2) // 2
+        return BleuParts(sums[2 : 2 + orders], sums[2 + orders :], sums[0], sums[1])
 
     def bleu(self) -> Figure:
         """Corpus BLEU."""

@@ -9,7 +9,34 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftjob.config.groups import DecodeConfig
-from ftjob.tasks.base import Encoder, Generated, Hypothesis, ModelLimits
+from ftjob.config.options import RowOptions, id_problem
+from ftjob.errors import ConfigError
+from ftjob.tasks.base import (
+    Encoder,
+    Generated,
+    GenerateRequest,
+    Hypothesis,
+    ModelLimits,
+    NoTokenizer,
+)
+
+
+def run_options(decode: DecodeConfig, encoder: Encoder, limits: ModelLimits) -> RowOptions:
+    """The run's options for rows without their own, words as ids.
+
+    Raises:
+        ConfigError: for a word without tokens, or an id that the vocabulary has not.
+    """
+    try:
+        options = decode.with_ids(encoder.encode)
+        problem = id_problem(options, limits.vocab)
+    except (ValueError, NoTokenizer) as error:
+        problem = str(error)
+    if problem is None and options.prompt_logprob and limits.seq2seq:
+        problem = "prompt_logprob=true: behind an encoder there is no prompt"
+    if problem is not None:
+        raise ConfigError(f"decode.{problem}.")
+    return options
 
 
 def misfit(ids: Sequence[int], max_new_tokens: int, beams: int, limits: ModelLimits) -> str | None:
@@ -28,7 +55,9 @@ def misfit(ids: Sequence[int], max_new_tokens: int, beams: int, limits: ModelLim
     return None
 
 
-def answer_fields(answer: Generated, encoder: Encoder, decode: DecodeConfig) -> dict[str, Any]:
+def answer_fields(
+    request: GenerateRequest, answer: Generated, encoder: Encoder, decode: DecodeConfig
+) -> dict[str, Any]:
     """The record's part that says what was generated: the best hypothesis, and `hypotheses` where
     several were asked for. `score`, by which hypotheses rank, is there with beams alone."""
     best = answer.hypotheses[0]
@@ -43,7 +72,9 @@ def answer_fields(answer: Generated, encoder: Encoder, decode: DecodeConfig) -> 
         fields["score"] = best.score
     if best.logprobs is not None:
         fields["token_logprobs"] = best.logprobs
-    if decode.n_best > 1:
+    if answer.prompt_logprob is not None:
+        fields["prompt_logprob"] = answer.prompt_logprob
+    if request.options.n_best > 1 or request.options.num_return_sequences > 1:
         fields["hypotheses"] = [
             {
                 "output": _text(h, encoder),
@@ -58,6 +89,10 @@ def answer_fields(answer: Generated, encoder: Encoder, decode: DecodeConfig) -> 
     return fields | {"near_ties": answer.near_ties, "output_tokens": len(best.ids)}
 
 
-def _text(hypothesis: Hypothesis, encoder: Encoder) -> str:
+def _text(hypothesis: Hypothesis, encoder: Encoder) -> str | None:
+    """The answer's text without its end token; None where there is no tokenizer."""
     ended = hypothesis.finish_reason == "eos"
-    return encoder.decode(hypothesis.ids[:-1] if ended else hypothesis.ids, skip_special=True)
+    try:
+        return encoder.decode(hypothesis.ids[:-1] if ended else hypothesis.ids, skip_special=True)
+    except NoTokenizer:
+        return None

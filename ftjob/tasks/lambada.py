@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ftjob.config.groups import DecodeConfig
+from ftjob.config.options import DEFAULTS
 from ftjob.tasks.base import (
     Answer,
     Encoder,
@@ -30,7 +31,7 @@ from ftjob.tasks.base import (
     is_answer,
     near_ties,
 )
-from ftjob.tasks.generation import answer_fields, misfit
+from ftjob.tasks.generation import answer_fields, misfit, run_options
 from ftjob.tasks.lambada_score import Tally
 
 SCORED: Mapping[str, Metric] = MappingProxyType({
@@ -98,6 +99,9 @@ class Lambada:
         targets = encoder.encode([" " + splits[i][1] for i in pairs])
         encoded = dict(zip(pairs, zip(contexts, targets, strict=True), strict=True))
         out: list[Request | dict[str, Any]] = []
+        options = DEFAULTS
+        if self._decode is not None:
+            options = run_options(self._decode, encoder, limits)
         for i, (row, key) in enumerate(zip(rows, keys, strict=True)):
             context, target = encoded.get(i, ([], []))
             before_last = len(context) + len(target) - 1
@@ -112,13 +116,13 @@ class Lambada:
                     f"{limits.positions} positions"
                 )
             elif self._decode is not None:
-                problem = misfit(context, len(target), self._decode.beams, limits)
+                problem = misfit(context, len(target), self._decode.lanes, limits)
             if row.error is not None:
                 out.append(error_record(row, key, row.error))
             elif problem is not None:
                 out.append(error_record(row, key, f"line {row.line}: {problem}"))
             elif self._decode is not None:
-                out.append(GenerateRequest(row, key, context, len(target)))
+                out.append(GenerateRequest(row, key, context, len(target), options=options))
             else:
                 first = 1 if self.ngrams else len(context)
                 out.append(ScoreRequest(row, key, context + target, first, len(context)))
@@ -168,7 +172,7 @@ class Lambada:
         ids = answer.hypotheses[0].ids
         return (
             record
-            | answer_fields(answer, encoder, self._decode)
+            | answer_fields(request, answer, encoder, self._decode)
             | {
                 "correct": ids == target,
                 # an answer that ended early has no token there

@@ -13,13 +13,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ftjob.config.dataset import TABLES, file_kind, is_text_alone
+from ftjob.config.dataset import TABLES, TEXT, file_kind, is_text_alone
 from ftjob.config.groups import DatasetConfig
 from ftjob.errors import DataError, nearest
 from ftjob.tasks.base import Row
-from ftjob.tasks.files import BOM, guarded, open_data
-from ftjob.tasks.ids import doubled_id
+from ftjob.tasks.files import BOM, guarded, open_data, text_lines
+from ftjob.tasks.ids import Ids, doubled_id
 from ftjob.tasks.pairs import check_pair, pair_rows, sacrebleu_files
+from ftjob.tasks.prompt_rows import PromptMaker
 from ftjob.tasks.values import RowMaker
 
 SHIPPED: Mapping[str, str] = MappingProxyType(
@@ -33,21 +34,29 @@ class RowSource:
     """The rows of a dataset, in order. `total` counts all rows passed so far, limit or not."""
 
     def __init__(self, dataset: DatasetConfig) -> None:
-        self.dataset, self._maker = dataset, RowMaker(dataset)
+        self.dataset = dataset
+        self._maker: RowMaker | PromptMaker = (
+            PromptMaker(dataset) if dataset.task == "prompts" else RowMaker(dataset)
+        )
         self.total = 0
+        self._left_out: bytes | bytearray = b""
         self.name = _name(dataset)
 
-    def rows(self) -> Iterator[Row]:
-        """Rows up to dataset.limit; the rest is counted only.
+    def rows(self, left_out: bytes | bytearray = b"") -> Iterator[Row]:
+        """Rows up to dataset.limit; the rest is counted only. Rows may be `left_out`, by a flag
+        each; lines of JSON are then not looked into.
 
         Raises:
             DataError: where the dataset as a whole cannot be read, naming it.
         """
         limit = self.dataset.limit
+        self._left_out = left_out
         for row in self._all():
-            if limit is None or row.index < limit:
+            known = row.index < len(left_out) and left_out[row.index]
+            if (limit is None or row.index < limit) and not known:
                 yield row
             self.total = row.index + 1
+        self.total = max(self.total, len(left_out))
         if self.total == 0:
             raise DataError(f"{self.name}: holds no rows")
 
@@ -69,10 +78,12 @@ class RowSource:
         if pair is None and self.dataset.hub is None:
             reader, path = self._reader()
             if reader == self._jsonl:
-                self._check_ids(path)
+                self._check_ids(lambda: self._ids(path))
+            elif self.dataset.task == "prompts":
+                self._check_ids(lambda: ((r.line, r.id) for r in self._all() if r.id is not None))
 
-    def _check_ids(self, path: Path) -> None:
-        doubled = doubled_id(lambda: self._ids(path))
+    def _check_ids(self, ids: Ids) -> None:
+        doubled = doubled_id(ids)
         if doubled is not None:
             raise DataError(
                 f"{self.name}: id {doubled.id!r} is on line {doubled.first} and again on line "
@@ -83,7 +94,7 @@ class RowSource:
         """Line and own id of the JSONL rows that have one. A line without the name, which may be
         escaped, is not looked into."""
         for line, raw in _json_lines(path):
-            if b'"id"' in raw or b"\\u00" in raw:
+            if b'id"' in raw or b"\\u00" in raw:
                 own = self._maker.id_in_json(raw)
                 if own is not None:
                     yield line, own
@@ -119,6 +130,8 @@ class RowSource:
             ".tsv": self._csv,
             ".parquet": self._parquet,
         }
+        if isinstance(self._maker, PromptMaker):
+            readers[TEXT] = self._text
         if not path.is_file():
             raise DataError(f"dataset.path={path}: no such file")
         kind = file_kind(path.name)
@@ -132,8 +145,15 @@ class RowSource:
         )
 
     def _jsonl(self, path: Path) -> Iterator[Row]:
+        left_out = self._left_out
         for index, (line, raw) in enumerate(_json_lines(path)):
-            yield self._maker.of_json(index, line, raw)
+            if index >= len(left_out) or not left_out[index]:
+                yield self._maker.of_json(index, line, raw)
+
+    def _text(self, path: Path) -> Iterator[Row]:
+        assert isinstance(self._maker, PromptMaker)
+        for index, raw in enumerate(text_lines(path)):
+            yield self._maker.of_text(index, index + 1, raw)
 
     def _csv(self, path: Path) -> Iterator[Row]:
         delimiter = "\t" if ".tsv" in path.suffixes else ","

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ftjob.config.groups import DatasetConfig, DecodeConfig
+from ftjob.config.options import RowOptions
 from ftjob.tasks.base import (
     Encoder,
     Generated,
@@ -22,7 +23,7 @@ from ftjob.tasks.base import (
     error_record,
     skip_record,
 )
-from ftjob.tasks.generation import answer_fields, misfit
+from ftjob.tasks.generation import answer_fields, misfit, run_options
 from ftjob.tasks.translation_score import Tally, metrics
 from ftjob.tasks.values import has_references
 
@@ -52,13 +53,20 @@ class Translation:
         # without its last space, which joins the source's first token
         (before,) = encoder.encode([prefix.rstrip()])
         ids = dict(zip(given, encoded, strict=True))
+        options = run_options(self._decode, encoder, limits)
         return [
-            self._request(row, key, ids.get(i, []), len(before), limits)
+            self._request(row, key, ids.get(i, []), len(before), limits, options)
             for i, (row, key) in enumerate(zip(rows, keys, strict=True))
         ]
 
     def _request(
-        self, row: Row, key: str, ids: list[int], prefix: int, limits: ModelLimits
+        self,
+        row: Row,
+        key: str,
+        ids: list[int],
+        prefix: int,
+        limits: ModelLimits,
+        options: RowOptions,
     ) -> GenerateRequest | dict[str, Any]:
         """What becomes of a row with these ids, the first `prefix` of them the prefix's."""
 
@@ -83,10 +91,10 @@ class Translation:
                 return refused(f"{too_long}: that leaves none for the source after the prefix")
             ids = ids[: most - len(end)]
         ids = ids + end
-        problem = misfit(ids, new, self._decode.beams, limits)
+        problem = misfit(ids, new, self._decode.lanes, limits)
         if problem is not None:
             return refused(problem)
-        return GenerateRequest(row, key, ids, new, tokens - len(ids))
+        return GenerateRequest(row, key, ids, new, tokens - len(ids), options)
 
     def _longest(self, new: int, limits: ModelLimits) -> tuple[int | None, str]:
         """The longest source in tokens, and the rule that says so."""
@@ -110,7 +118,7 @@ class Translation:
             "line": row.line,
             "input": row.text,
             "target": row.target,
-            **answer_fields(answer, encoder, self._decode),
+            **answer_fields(request, answer, encoder, self._decode),
             "tokens": len(request.ids),
         }
         if request.cut_tokens:

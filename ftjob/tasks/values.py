@@ -64,26 +64,20 @@ class RowMaker:
 
     def of_json(self, index: int, line: int, raw: bytes) -> Row:
         """The row of one JSONL line; its own id is kept."""
-        try:
-            value = json.loads(raw.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            return Row(index, line, raw, None, f"line {line}: invalid UTF-8 at byte {error.start}")
-        except (ValueError, RecursionError) as error:
-            return Row(index, line, raw, None, f"line {line}: not JSON: {error}")
-        if not isinstance(value, dict) or self._column not in value:
+        value, problem = json_value(raw)
+        if problem is None and (not isinstance(value, dict) or self._column not in value):
             held = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-            return Row(index, line, raw, None, f"line {line}: {_no_field(self._column, held)}")
+            problem = _no_field(self._column, held)
+        if problem is not None:
+            return Row(index, line, raw, None, f"line {line}: {problem}")
         row = self.of_fields(index, line, value, raw)
-        own = _own_id(value)
+        own = own_id(value)
         return row if own is None else dataclasses.replace(row, id=own)
 
     def id_in_json(self, raw: bytes) -> str | None:
         """The id of the row that `of_json` makes of a line, by itself in half the time."""
-        try:
-            value = json.loads(raw.decode("utf-8"))
-        except (ValueError, RecursionError):
-            return None
-        return _own_id(value) if isinstance(value, dict) and self._column in value else None
+        value, _ = json_value(raw)
+        return own_id(value) if isinstance(value, dict) and self._column in value else None
 
     def of_fields(
         self, index: int, line: int, fields: Mapping[str, Any], raw: bytes | None = None
@@ -125,9 +119,9 @@ class RowMaker:
                 held = ", ".join(map(str, fields))
                 return source, None, f"{_no_field(self._target, held)}; {NO_REFERENCES}"
             target = fields[self._target]
-        problem = _text_problem(source, f" in {names['source']!r}")
+        problem = text_problem(source, f" in {names['source']!r}")
         if problem is None and self._target is not None:
-            problem = _text_problem(target, f" in {names['target']!r}")
+            problem = text_problem(target, f" in {names['target']!r}")
         return source, target, problem
 
 
@@ -142,7 +136,7 @@ def translation_row(
 
 def _text_row(index: int, line: int, value: Any, raw: bytes | None) -> Row:
     """The row of one value that should be text and is the whole content."""
-    problem = _text_problem(value)
+    problem = text_problem(value)
     if problem is None:
         return Row(index, line, value.encode("utf-8"), value)
     if raw is None:
@@ -154,7 +148,17 @@ def _text_row(index: int, line: int, value: Any, raw: bytes | None) -> Row:
     return Row(index, line, raw, None, f"line {line}: {problem}")
 
 
-def _text_problem(value: Any, where: str = "") -> str | None:
+def json_value(raw: bytes) -> tuple[Any, str | None]:
+    """What a line of JSON holds, and why it holds nothing."""
+    try:
+        return json.loads(raw.decode("utf-8")), None
+    except UnicodeDecodeError as error:
+        return None, f"invalid UTF-8 at byte {error.start}"
+    except (ValueError, RecursionError) as error:
+        return None, f"not JSON: {error}"
+
+
+def text_problem(value: Any, where: str = "") -> str | None:
     """Why a value is no text; None where it is."""
     if not isinstance(value, str):
         return f"expected text{where}, found {type(value).__name__}"
@@ -165,7 +169,8 @@ def _text_problem(value: Any, where: str = "") -> str | None:
     return None
 
 
-def _own_id(fields: Mapping[str, Any]) -> str | None:
+def own_id(fields: Mapping[str, Any]) -> str | None:
+    """The id that a row states; one that is neither text nor a whole number is none."""
     own = fields.get("id")
     return str(own) if isinstance(own, (str, int)) else None
 

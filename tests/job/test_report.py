@@ -68,3 +68,12 @@ def test_damaged_record(place: Place, copied: Path, name: str) -> None:
 def test_missing_record(place: Place, copied: Path) -> None:
     shutil.rmtree(copied / "status")
     place("report", "run").expect(3, "run", "no attempt has left a status")
+
+
+def test_style_of_fastertransformer(place: Place, copied: Path) -> None:
+    done = place("report", "run", "report.style=ft").expect(0)
+    assert re.fullmatch(
+        r"\[INFO\] last token accuracy: [ \d]\d\.\d\d% \(total token num: 240\)\n", done.out
+    )
+    place("report", "run", "report.style=x").expect(2, "must be report.style=table or report.sty")
+    place("report", "run", "style=ft").expect(2, "report style=ft: must be")

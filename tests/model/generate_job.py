@@ -56,8 +56,9 @@ def generate(
 ) -> list[Generated]:
     """The answers to rows of ids, in their order; `limits` are the rows' own max_new_tokens."""
     most = limits or [job.config.decode.max_new_tokens] * len(rows)
+    options = job.config.decode
     requests = [
-        GenerateRequest(Row(i, i + 1, b"", ""), str(i), list(ids), limit)
+        GenerateRequest(Row(i, i + 1, b"", ""), str(i), list(ids), limit, options=options)
         for i, (ids, limit) in enumerate(zip(rows, most, strict=True))
     ]
     halt: threading.Event = threading.Event()

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
-from search_rows import Oracle, lines, run_slots
+from search_rows import Oracle, lines, own_part, run_slots
 from thread_comm import run_group
 
 from ftjob.comm import Comm, Solo
 from ftjob.config.groups import DecodeConfig
+from ftjob.config.options import RowOptions
 from ftjob.decode.logits import top_logprobs
 from ftjob.tasks.base import Generated
 
 Top = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 WAYS = pytest.mark.parametrize("ways", [2, 4])
-
-
-def own_part(logits: torch.Tensor, group: Comm, spare: int = 0) -> torch.Tensor:
-    """The rank's columns of logits [M, V] padded to a multiple of the group, and `spare` beyond."""
-    columns = -(-logits.shape[1] // group.size) + spare
-    padding = group.size * columns - logits.shape[1]
-    padded = torch.nn.functional.pad(logits, (0, padding), value=-torch.inf)
-    return padded[:, group.rank * columns : (group.rank + 1) * columns].clone()
 
 
 def by_definition(logits: torch.Tensor, k: int) -> Top:
@@ -98,6 +94,65 @@ def test_answers_over_a_group(ways: int, beams: int) -> None:
         return run_slots(oracle, rows, decode, slots=3, look_every=2, group=group, cut=own_part)
 
     whole = run_slots(oracles[0], rows, decode, slots=3, look_every=2)
+    first, *others = run_group(ways, answers)
+    assert all(other == first for other in others)
+    for ours, wanted in zip(first, whole, strict=True):
+        close(ours, wanted)
+
+
+@WAYS
+@pytest.mark.parametrize("convention", ["hf", "ft"])
+def test_draws_over_a_group(ways: int, convention: Any) -> None:
+    """Rows that choose in different ways, the same on every rank as over the whole vocabulary."""
+    options = [
+        RowOptions(token_logprobs=True),
+        RowOptions(top_k=4, num_return_sequences=2, token_logprobs=True),
+        RowOptions(top_p=0.8, seed=5),
+        RowOptions(top_p=1.0, temperature=1.4, presence_penalty=0.3),
+        RowOptions(top_k=40, top_p=0.7, repetition_penalty=1.3, no_repeat_ngram=3),
+        RowOptions(top_p=0.9, top_p_decay=0.5, bad_words=((4,), (5, 6)), min_length=3),
+    ]
+    decode = DecodeConfig(convention=convention, top_k=2, num_return_sequences=2)
+    rows = [
+        dataclasses.replace(line, options=own, draw=line.ids[0])
+        for line, own in zip(lines([3, 5, 4, 9, 2, 6], [9] * 6), options, strict=True)
+    ]
+    oracles = [Oracle("gpt2", (7, 11), 1.0) for _ in range(ways)]
+
+    def answers(group: Comm) -> list[Generated]:
+        oracle = oracles[group.rank]
+        return run_slots(oracle, rows, decode, slots=4, group=group, cut=own_part)
+
+    whole = run_slots(oracles[0], rows, decode, slots=4)
+    first, *others = run_group(ways, answers)
+    assert all(other == first for other in others)
+    for ours, wanted in zip(first, whole, strict=True):
+        close(ours, wanted)
+
+
+@WAYS
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+@pytest.mark.parametrize("convention", ["hf", "ft"])
+def test_beams_with_options_over_a_group(ways: int, convention: Any, kind: str) -> None:
+    rate = 0.3 if convention == "ft" else 0.0
+    options = [
+        RowOptions(n_best=3, repetition_penalty=1.4, beam_search_diversity_rate=rate),
+        RowOptions(length_penalty=0.3, stop_words=((4,), (13, 5)), no_repeat_ngram=2),
+        RowOptions(n_best=2, bad_words=((3,), (7,)), min_length=4),
+        RowOptions(n_best=3, token_logprobs=True),
+    ]
+    decode = DecodeConfig(convention=convention, beams=3)
+    rows = [
+        dataclasses.replace(line, options=own)
+        for line, own in zip(lines([3, 5, 4, 9], [9, 12, 7, 10]), options, strict=True)
+    ]
+    oracles = [Oracle(kind, (7, 11), 1.0) for _ in range(ways)]
+
+    def answers(group: Comm) -> list[Generated]:
+        oracle = oracles[group.rank]
+        return run_slots(oracle, rows, decode, slots=3, group=group, cut=own_part)
+
+    whole = run_slots(oracles[0], rows, decode, slots=3)
     first, *others = run_group(ways, answers)
     assert all(other == first for other in others)
     for ours, wanted in zip(first, whole, strict=True):

@@ -58,7 +58,7 @@ def translation_run(path: Path, **dataset: Any) -> dict[str, Any]:
     task = make_task(config)
     limits = ModelLimits(None, 1 << 20, (0,), seq2seq=True)
     journal = JournalWriter(folder, 0, 0, "identity", {})
-    prepared = task.prepare(rows, [keys.key(r.content) for r in rows], encoder, limits)
+    prepared = task.prepare(rows, [keys.keyed(r)[1] for r in rows], encoder, limits)
     records = []
     for row, request in zip(rows, prepared, strict=True):
         if isinstance(request, dict):

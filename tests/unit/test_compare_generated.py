@@ -143,6 +143,29 @@ def test_other_greedy_answers_are_found(fields: dict[str, Any]) -> None:
     assert len(found.differences) == 1
 
 
+def drawn(index: int) -> dict[str, Any]:
+    """A row with two drawn answers."""
+    made = beams(index)
+    del made["score"]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("second", "ties", "same"),
+    [
+        ([7, 6, 2, 3], [[1, 1e-5]], True),
+        ([7, 6, 2, 3], [[2, 1e-5]], False),
+        ([7, 5], [[2, 1e-5]], False),  # one that ends sooner was turned at its end
+        ([7, 5, 2], [[1, 1e-5]], False),
+    ],
+)
+def test_each_drawn_answer_goes_its_own_way(second: list[int], ties: Any, same: bool) -> None:
+    hypotheses = copy.deepcopy(drawn(2)["hypotheses"])
+    hypotheses[1] |= {"output_ids": second, "cum_logprob": -7.0, "output": "another"}
+    found = compared(drawn, {"hypotheses": hypotheses, "near_ties": ties})
+    assert found.same == same
+
+
 def lists(best: list[int], second: list[int]) -> dict[str, Any]:
     """Two hypotheses of a search that went another way."""
     more = {"finish_reason": "eos", "output": "x", "score": -0.9, "cum_logprob": -3.0}

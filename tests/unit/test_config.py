@@ -5,6 +5,7 @@ impossible key or value is refused in one message with key, value, rule and near
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from ftjob.config import GROUPS, JobConfig, build
 from ftjob.config.compose import choices, compose, packed_dir
+from ftjob.config.groups import DecodeConfig
 from ftjob.config.keys import keys_of
 from ftjob.config.old_names import OLD_NAMES
 from ftjob.errors import CONFIG_REFUSED, ConfigError
@@ -231,6 +233,7 @@ NEEDED = {
     "model/gpt2": ["model.checkpoint=PATH"],
     "model/t5": ["model.checkpoint=PATH"],
     "dataset/translation": ["dataset.path=FILE.jsonl"],
+    "dataset/prompts": ["dataset.path=FILE.jsonl"],
     "decode/beam4": ["dataset=demo_en_de"],
 }
 
@@ -338,6 +341,46 @@ def test_composed_configuration_survives_as_dict() -> None:
     assert build(config.as_dict()) == config
 
 
+def test_words_survive_as_dict_and_json() -> None:
+    """So that a run folder is the same run's when it is opened again."""
+    written = 'decode.bad_words=[foo,"a, b",[5,6],7]'
+    config = compose([written, "decode.stop_words='x,\" y\"'", "decode.end_id=[3,4]"])
+    assert config.decode.bad_words == ("foo", "a, b", (5, 6), 7)
+    assert config.decode.stop_words == 'x," y"'
+    assert build(config.as_dict()) == config
+    fields = config.answer_fields()
+    assert json.loads(json.dumps(fields)) == fields
+    with pytest.raises(ConfigError, match=r"decode.bad_words=\[\['x'\]\]: must be \[int \| \[int"):
+        compose(["decode.bad_words=[[x]]"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("top_k=1025", "decode.top_k=1025: must be from 0 to 1024"),
+        ("top_p=1.5", "decode.top_p=1.5: must be from 0 to 1"),
+        ("temperature=-1", "decode.temperature=-1: must be at least 0"),
+        ("temperature=inf", "decode.temperature=inf: must be at least 0 and finite"),
+        ("seed=-1", "decode.seed=-1: must be from 0"),
+        ("beams=2 top_k=4", "decode.top_k=4 decode.top_p=0 draw tokens, and decode.beams=2"),
+        ("num_return_sequences=2", "decode.num_return_sequences=2 would give one answer as often"),
+        ("beams=2 num_return_sequences=2", "it counts drawn answers"),
+        ("min_length=9 max_new_tokens=8", "decode.min_length=9 is more than decode.max_new_to"),
+        ("top_k=2 top_p_decay=0.5", "are for rows without top_k"),
+        ("temperature=0.7", "decode.temperature=0.7 does nothing to the likeliest token"),
+        ("beams=2 beam_search_diversity_rate=1", "transformers has none. Use decode.convention=ft"),
+        ("convention=ft beam_search_diversity_rate=1", "needs decode.beams above 1"),
+        ("convention=ft frequency_penalty=1", "FasterTransformer has none"),
+        ("convention=ft repetition_penalty=2 presence_penalty=1", "exclude each other"),
+        ("convention=ft beams=2 early_stopping=never", "it is always true"),
+    ],
+)
+def test_options_that_are_out_of_range_or_exclude_each_other(overrides: str, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose(["dataset.mode=generate", *(f"decode.{o}" for o in overrides.split())])
+    assert said in str(refused.value)
+
+
 def test_answer_fields_are_those_that_shape_the_answers() -> None:
     fields = compose([]).answer_fields()
     assert set(fields) == {
@@ -348,8 +391,7 @@ def test_answer_fields_are_those_that_shape_the_answers() -> None:
         *(f"model.arch.{name}" for name in ("encoder_layers", "head_size", "variant")),
         *(f"dataset.{name}" for name in ("task", "mode", "ngrams", "prefix")),
         *(f"dataset.{name}" for name in ("max_source_tokens", "too_long")),
-        *(f"decode.{name}" for name in ("beams", "max_new_tokens", "n_best", "token_logprobs")),
-        *(f"decode.{name}" for name in ("length_penalty", "early_stopping")),
+        *(f"decode.{field.name}" for field in dataclasses.fields(DecodeConfig)),
     }
     assert fields["model.arch.layers"] == 8
     for override in ("parallel.data=2", "batch.max_tokens=7", "run.name=x", "dataset.limit=3"):

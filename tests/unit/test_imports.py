@@ -20,6 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {str(f.relative_to(PACKAGE)): ast.parse(f.read_text("utf-8")) for f in FILES}
 STDLIB_ONLY = (
     "errors.py",
+    "keyset.py",
     "pipeline.py",
     "plan.py",
     "plan_generation.py",
@@ -30,9 +31,11 @@ STDLIB_ONLY = (
     "config/build.py",
     "config/convert.py",
     "config/dataset.py",
+    "config/decode.py",
     "config/groups.py",
     "config/keys.py",
     "config/old_names.py",
+    "config/options.py",
     "config/old_settings.py",
     "config/pbtxt.py",
     "config/shape.py",

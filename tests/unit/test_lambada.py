@@ -262,12 +262,12 @@ def test_worst_rows_are_the_least_likely_ones() -> None:
 
 def test_keys_tell_equal_contents_apart() -> None:
     first, again = KeyMaker("run"), KeyMaker("run")
-    keys = [first.key(c) for c in (b"a", b"b", b"a", b"a", b"b")]
+    keys = [first.keyed(Row(0, 1, c, None))[1] for c in (b"a", b"b", b"a", b"a", b"b")]
     assert len(set(keys)) == 5
-    assert [again.key(c) for c in (b"a", b"a", b"b", b"a", b"b")] == [
+    assert [again.keyed(Row(0, 1, c, None))[1] for c in (b"a", b"a", b"b", b"a", b"b")] == [
         keys[i] for i in (0, 2, 1, 3, 4)
     ]
-    assert KeyMaker("other run").key(b"a") != keys[0]
+    assert KeyMaker("other run").keyed(Row(0, 1, b"a", None))[1] != keys[0]
     assert all(len(k) == 32 and int(k, 16) >= 0 for k in keys)
 
 
@@ -276,7 +276,7 @@ def test_shipped_set_is_the_known_one() -> None:
     contents = [r.content for r in rows]
     assert (len(contents), len(set(contents))) == (5153, 5151)
     keys = KeyMaker("x")
-    names = [keys.key(c) for c in contents]
+    names = [keys.keyed(Row(0, 1, c, None))[1] for c in contents]
     assert len(set(names)) == 5153
     newline = [r for r in rows if "\n" in (r.text or "").rsplit(" ", 1)[1]]
     assert len(newline) == 7

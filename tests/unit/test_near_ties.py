@@ -13,7 +13,7 @@ from search_rows import CPU
 
 from ftjob.comm import Solo
 from ftjob.config.groups import DecodeConfig
-from ftjob.decode.search import make_search
+from ftjob.decode.search import SearchRow, make_search
 from ftjob.tasks.base import NEAR_TIE, Generated
 
 END, V = 0, 300
@@ -36,7 +36,7 @@ def answer(
     """The answer to a row of that many steps at most, its logits at each step by lane."""
     config = DecodeConfig(beams=len(steps[0]), **decode)
     search = make_search(config, ends, 1, V, CPU)
-    search.enter(0, [len(steps)])
+    search.enter(0, [SearchRow(len(steps), options=config)])
     for lanes in steps:
         if bool(search.advance(logits_of(lanes), Solo()).finished[0]):
             break
@@ -224,7 +224,7 @@ class Table:
     ) -> tuple[list[Generated], list[list[Any]]]:
         """Each row's answer, and after each step its open beams and whether it is finished."""
         search = make_search(decode, ends, self.rows, self.vocab, CPU)
-        search.enter(0, [limit] * self.rows)
+        search.enter(0, [SearchRow(limit, options=decode)] * self.rows)
         logits = self.logits + noise * self.noise
         place = torch.arange(self.rows).unsqueeze(1)
         last = torch.full((self.rows, search.beams), self.vocab)

@@ -12,8 +12,8 @@ from search_rows import CPU, VOCAB, Line, Oracle, lines, run_slots
 from ftjob.comm import Solo
 from ftjob.config.groups import DecodeConfig
 from ftjob.decode.beam import BeamSearch
-from ftjob.decode.greedy import Greedy
-from ftjob.decode.search import make_search
+from ftjob.decode.sampling import Sampling
+from ftjob.decode.search import SearchRow, make_search
 from ftjob.tasks.base import Generated
 
 KINDS = pytest.mark.parametrize("kind", ["gpt2", "t5"])
@@ -53,7 +53,10 @@ def test_beams_are_those_of_transformers(kind: str, stop: Any, penalty: float) -
     for beams, ends, bias in WIDTHS:
         oracle = Oracle(kind, ends, bias, seed=beams)
         decode = DecodeConfig(
-            beams=beams, length_penalty=penalty, early_stopping=stop, n_best=(beams + 1) // 2
+            beams=beams,
+            length_penalty=penalty,
+            early_stopping=stop,
+            n_best=(beams + 1) // 2,
         )
         for line in lines([5, 9], [14, 9], seed=beams):
             (ours,) = run_slots(oracle, [line], decode)
@@ -70,7 +73,12 @@ def test_every_setting_makes_a_difference() -> None:
             for kind in ("gpt2", "t5"):
                 for beams, ends, bias in WIDTHS:
                     oracle = Oracle(kind, ends, bias, seed=beams)
-                    decode = DecodeConfig(beams, 128, penalty, stop, (beams + 1) // 2)
+                    decode = DecodeConfig(
+                        beams=beams,
+                        length_penalty=penalty,
+                        early_stopping=stop,
+                        n_best=(beams + 1) // 2,
+                    )
                     for line in lines([5, 9], [14, 9], seed=beams):
                         (ours,) = run_slots(oracle, [line], decode)
                         found.append([h.ids for h in ours.hypotheses])
@@ -126,8 +134,9 @@ def test_wide_beams() -> None:
 
 
 def test_more_beams_than_tokens_give_each_continuation_once() -> None:
-    search = make_search(DecodeConfig(beams=8, n_best=8), (2,), 1, 3, CPU)
-    search.enter(0, [3])
+    decode = DecodeConfig(beams=8, n_best=8)
+    search = make_search(decode, (2,), 1, 3, CPU)
+    search.enter(0, [SearchRow(3, options=decode)])
     logits = torch.tensor([0.5, 0.2, 0.1]).repeat(8, 1)
     while not bool(search.advance(logits.clone(), Solo()).finished[0]):
         pass
@@ -135,7 +144,7 @@ def test_more_beams_than_tokens_give_each_continuation_once() -> None:
     found = [tuple(h.ids) for h in answer.hypotheses]
     assert len(set(found)) == len(found) == 8
     assert all(h.cum_logprob > -20 for h in answer.hypotheses)
-    search.enter(0, [1])
+    search.enter(0, [SearchRow(1, options=decode)])
     search.advance(logits.clone(), Solo())
     assert [h.ids for h in search.harvest(0).hypotheses] == [[0], [1], [2]]
     assert search.harvest(0).near_ties == []
@@ -151,7 +160,7 @@ def test_absurd_length_penalties_still_give_an_answer(penalty: float) -> None:
 
 
 def test_one_beam_is_greedy() -> None:
-    assert isinstance(make_search(DecodeConfig(beams=1), (0,), 2, VOCAB, CPU), Greedy)
+    assert isinstance(make_search(DecodeConfig(beams=1), (0,), 2, VOCAB, CPU), Sampling)
     search = make_search(DecodeConfig(beams=3), (0,), 2, VOCAB, CPU)
     assert isinstance(search, BeamSearch)
     assert search.beams == 3

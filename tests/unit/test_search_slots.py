@@ -10,7 +10,7 @@ from search_rows import CPU, VOCAB, Oracle, lines, run_slots
 
 from ftjob.comm import Solo
 from ftjob.config.groups import DecodeConfig
-from ftjob.decode.search import make_search
+from ftjob.decode.search import SearchRow, make_search
 
 ENDS = (7, 11)
 LENGTHS = [3, 5, 4, 9, 2, 6, 7, 3, 8, 5, 4]
@@ -42,20 +42,21 @@ def test_a_finished_slot_stays_as_it_is(beams: int) -> None:
     def logits(n: int) -> torch.Tensor:
         return torch.randn(n * beams, VOCAB, generator=generator) * 3
 
-    search = make_search(DecodeConfig(beams=beams, n_best=beams), ENDS, 3, VOCAB, CPU)
-    search.enter(0, [2, 6])
+    decode = DecodeConfig(beams=beams, n_best=beams)
+    search = make_search(decode, ENDS, 3, VOCAB, CPU)
+    search.enter(0, [SearchRow(2, options=decode), SearchRow(6, options=decode)])
     for _ in range(2):
         chosen = search.advance(logits(2), Solo())
     assert chosen.finished.tolist()[0]
     before = search.harvest(0)
-    search.enter(2, [40])  # the state grows under it
+    search.enter(2, [SearchRow(40)])  # the state grows under it
     for step in range(40):
         chosen = search.advance(logits(3), Solo())
         assert bool(chosen.finished[0])
         assert 0 <= int(chosen.ids.min()) <= int(chosen.ids.max()) < VOCAB
         assert 0 <= int(chosen.parents.min()) <= int(chosen.parents.max()) < beams
         if step == 20:
-            search.move(0, 1)
+            search.move([0], [1])
     assert search.harvest(0) == search.harvest(1) == before
 
 
@@ -71,10 +72,10 @@ def test_a_slot_forgets_its_last_row(beams: int) -> None:
 def test_finished_is_not_changed_by_later_steps() -> None:
     for beams in (1, 2):
         search = make_search(DecodeConfig(beams=beams), (), 1, VOCAB, CPU)
-        search.enter(0, [2])
+        search.enter(0, [SearchRow(2)])
         first = search.advance(torch.randn(beams, VOCAB), Solo())
         second = search.advance(torch.randn(beams, VOCAB), Solo())
-        search.enter(0, [2])
+        search.enter(0, [SearchRow(2)])
         assert (first.finished.tolist(), second.finished.tolist()) == ([False], [True])
 
 
@@ -85,13 +86,13 @@ def test_a_step_waits_for_no_device(beams: int, stop: Any) -> None:
     meta = torch.device("meta")
     decode = DecodeConfig(beams=beams, early_stopping=stop, token_logprobs=True)
     search = make_search(decode, ENDS, 3, 5000, meta)
-    search.enter(0, [4, 6])
-    search.enter(2, [9])
+    search.enter(0, [SearchRow(4), SearchRow(6)])
+    search.enter(2, [SearchRow(9)])
     for n in (3, 2):
         chosen = search.advance(torch.empty(n * beams, 5000, device=meta), Solo())
         assert chosen.ids.shape == chosen.parents.shape == (n, beams)
         assert chosen.finished.shape == (n,)
         assert chosen.ids.dtype == chosen.parents.dtype == torch.int64
-    search.move(2, 0)
+    search.move([2], [0])
     with pytest.raises((RuntimeError, NotImplementedError)):
         search.harvest(0)

@@ -223,7 +223,8 @@ def test_record_of_beams_with_all_that_can_be_asked_for() -> None:
         for i in range(2)
     ]
     assert "chrf" not in record
-    one = make_task(config({"beams": 3})).record(request, answer(), Words())
+    job = config({"beams": 3})
+    one = make_task(job).record(prepared(row("a"), job), answer(), Words())
     assert "hypotheses" not in one
     assert "score" in one
 

@@ -1,0 +1,210 @@
+"""Greedy search and sampling: every lane takes or draws a token a step, until its row ends.
+
+Rows that are greedy, draw from the top_k, or from a nucleus stand in one batch; a row has a lane
+for each of its drawn answers. `search.make_search` gives it to the generate loop, which feeds it
+logits and harvests answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ftjob.comm import Comm
+from ftjob.config.groups import DecodeConfig
+from ftjob.config.options import RowOptions
+from ftjob.decode import choose
+from ftjob.decode.choose import Choice, Draws
+from ftjob.decode.draws import uniform
+from ftjob.decode.processors import Processors
+from ftjob.decode.search import Advance, SearchRow, grown, smallest_ties
+from ftjob.tasks.base import Generated, Hypothesis
+
+# What is kept of a token: its log-probability, the one shown with it, the decision's gap.
+FIGURES = 3
+
+
+@dataclass(frozen=True)
+class _Lanes:
+    """Lanes that choose alike: `index` [M] into all of them, or None for all; `most` the highest
+    top_k."""
+
+    kind: str
+    index: torch.Tensor | None
+    most: int
+
+
+class Sampling:
+    """A token a lane and step: the likeliest, the lowest id of equals, or a draw.
+
+    Rounding can turn a lane's path only where a decision is closer than `NEAR_TIE`: the two highest
+    logits of a greedy one; of a draw the random number and the edge of a token's share of the
+    mass, top_p and the mass at a token's edge, or the logits on both sides of top_k. Until the
+    first such position two runs see the same tokens before them, and choose the same. The gap is
+    kept for every token of the answer, so `near_ties` is complete.
+    """
+
+    def __init__(
+        self,
+        decode: DecodeConfig,
+        ends: tuple[int, ...],
+        slots: int,
+        vocab: int,
+        device: torch.device,
+    ) -> None:
+        self.beams = width = decode.lanes
+        self._ft = decode.convention == "ft"
+        self._vocab, self._device = vocab, device
+        self._processors = Processors(decode, ends, slots, device)
+        self._rows = torch.arange(slots, device=device).unsqueeze(1)
+        self._lanes = torch.arange(width, device=device).expand(slots, width)
+        self._length = torch.zeros((slots, width), dtype=torch.int64, device=device)
+        self._limit = torch.zeros((slots, 1), dtype=torch.int64, device=device)
+        self._done = torch.ones((slots, width), dtype=torch.bool, device=device)
+        # One column more than there are tokens: there a finished lane's steps go to waste.
+        self._ids = torch.zeros((slots, 1, width), dtype=torch.int64, device=device)
+        self._figures = torch.zeros((slots, 1, width, FIGURES), device=device)
+        # top_k, seed, the row's hash, the id that resets top_p: [slots, 4]
+        self._whole = torch.zeros((slots, 4), dtype=torch.int64, device=device)
+        # top_p at first, its decay and least: [slots, 3]; and what it is now
+        self._shares = torch.ones((slots, 3), device=device)
+        self._p = torch.ones((slots, width), device=device)
+        self._plans: dict[int, list[_Lanes]] = {}
+
+    def enter(self, first: int, rows: Sequence[SearchRow]) -> None:
+        """New rows into slots `first`..."""
+        self._plans.clear()
+        self._processors.enter(first, rows)
+        columns = max(row.limit for row in rows) + 1
+        if columns > self._ids.shape[1]:
+            self._ids, self._figures = grown(self._ids, columns), grown(self._figures, columns)
+        slots = slice(first, first + len(rows))
+        options = [row.options for row in rows]
+        self._length[slots] = 0
+        self._limit[slots, 0] = torch.tensor([row.limit for row in rows], device=self._device)
+        asked = torch.tensor([[o.num_return_sequences] for o in options], device=self._device)
+        self._done[slots] = self._lanes[slots] >= asked
+        whole = [
+            [o.top_k, o.seed, row.draw, -1 if o.top_p_reset is None else o.top_p_reset]
+            for o, row in zip(options, rows, strict=True)
+        ]
+        self._whole[slots] = torch.tensor(whole, dtype=torch.int64, device=self._device)
+        shares = [[o.top_p or 1.0, o.top_p_decay, o.top_p_min] for o in options]
+        self._shares[slots] = torch.tensor(shares, device=self._device)
+        self._p[slots] = self._shares[slots, :1]
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy what is kept of slots over others."""
+        self._plans.clear()
+        self._processors.move(sources, targets)
+        at, to = (torch.tensor(slots, device=self._limit.device) for slots in (sources, targets))
+        for state in (
+            *(self._length, self._limit, self._done, self._ids),
+            *(self._figures, self._whole, self._shares, self._p),
+        ):
+            state[to] = state[at]
+
+    def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
+        """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten."""
+        n = len(logits) // self.beams
+        self._processors.apply(logits, group)
+        choice = self._choose(n, logits, group)
+        ids = choice.ids.view(n, self.beams)
+        rows, lanes, at = self._rows[:n], self._lanes[:n], self._length[:n]
+        self._ids[rows, at, lanes] = ids
+        self._figures[rows, at, lanes] = choice.figures.view(n, self.beams, FIGURES)
+        before = self._done[:n]
+        length = at + ~before
+        done = before | self._processors.ending(ids) | (length >= self._limit[:n])
+        self._processors.follow(ids)
+        self._decay(n, ids)
+        self._length[:n], self._done[:n] = length, done
+        return Advance(ids, self._lanes[:n], done.all(dim=1))
+
+    def _decay(self, n: int, ids: torch.Tensor) -> None:
+        """top_p after a token (Lee et al. 2022, arXiv 2206.04624, section 3.2)."""
+        if any(row.options.top_p_decay != 1 for row in self._processors.rows[:n]):
+            first, decay, least = self._shares[:n].unsqueeze(1).unbind(dim=2)  # each [n, 1]
+            now = torch.maximum(self._p[:n] * decay, least).where(decay != 1, self._p[:n])
+            self._p[:n] = first.where(ids == self._whole[:n, 3:], now)
+
+    def _choose(self, n: int, logits: torch.Tensor, group: Comm) -> Choice:
+        """The next token of every lane of slots 0..n-1."""
+        if n not in self._plans:
+            self._plans[n] = self._plan(n)
+        plan = self._plans[n]
+        ids = torch.zeros(len(logits), dtype=torch.int64, device=self._device)
+        figures = torch.zeros((len(logits), FIGURES), device=self._device)
+        for lanes in plan:
+            part = logits if lanes.index is None else logits[lanes.index]
+            choice = self._choice(n, lanes, part, group)
+            if lanes.index is None:
+                return choice
+            ids[lanes.index], figures[lanes.index] = choice.ids, choice.figures
+        return Choice(ids, figures)
+
+    def _choice(self, n: int, lanes: _Lanes, logits: torch.Tensor, group: Comm) -> Choice:
+        if lanes.kind == "greedy":
+            return choose.likeliest(logits, self._vocab, group)
+        width, ft = self.beams, self._ft
+
+        def own(state: torch.Tensor) -> torch.Tensor:
+            """A column of state [slots] or [slots, W], for these lanes."""
+            flat = state[:n].expand(n, width).flatten()
+            return flat if lanes.index is None else flat[lanes.index]
+
+        k, seed, row = (own(self._whole[:, i : i + 1]) for i in range(3))
+        draws = Draws(k, own(self._p), uniform(seed, row, own(self._lanes), own(self._length)))
+        if lanes.kind == "top_k":
+            found = choose.top_k_candidates(logits, draws, lanes.most, self._vocab, ft, group)
+            return found.drawn(draws.u)
+        if lanes.kind == "all":
+            return choose.all_candidates(logits, group).drawn(draws.u)
+        return choose.of_nucleus(logits, draws, self._vocab, ft, group)
+
+    def _plan(self, n: int) -> list[_Lanes]:
+        """The lanes of slots 0..n-1 by how they choose."""
+        options = [row.options for row in self._processors.rows[:n]]
+        kinds: dict[str, list[int]] = {}
+        for slot, own in enumerate(options):
+            first = slot * self.beams
+            kinds.setdefault(_kind(own), []).extend(range(first, first + self.beams))
+        most = max((o.top_k for o in options), default=0)
+        return [
+            _Lanes(
+                kind,
+                None if len(kinds) == 1 else torch.tensor(lanes, device=self._device),
+                most,
+            )
+            for kind, lanes in kinds.items()
+        ]
+
+    def harvest(self, slot: int) -> Generated:
+        """The hypotheses of a finished row, one a drawn answer in order; their score is their
+        cum_logprob."""
+        options = self._processors.rows[slot].options
+        count = options.num_return_sequences
+        found: list[Hypothesis] = []
+        gaps: list[tuple[int, float]] = []
+        lengths = self._length[slot, :count].tolist()
+        for lane, length in enumerate(lengths):
+            ids = self._ids[slot, :length, lane].tolist()
+            figures = self._figures[slot, :length, lane].tolist()
+            total = math.fsum(logprob for logprob, _, _ in figures)
+            shown = [logprob for _, logprob, _ in figures] if options.token_logprobs else None
+            reason = self._processors.reason(slot, ids)
+            found.append(Hypothesis(ids, total, total, reason, shown))
+            gaps += [(at, gap) for at, (_, _, gap) in enumerate(figures)]
+        return Generated(found, smallest_ties(gaps))
+
+
+def _kind(options: RowOptions) -> str:
+    """How a row chooses its tokens."""
+    if not options.drawn:
+        return "greedy"
+    if options.top_k:
+        return "top_k"
+    return "all" if options.top_p == 1 and options.top_p_decay == 1 else "nucleus"

@@ -1,0 +1,148 @@
+"""Makes a `Row` of a user's prompt: its text or its token ids, its id, and its own options.
+
+`rows` reads the values, as for every task; a row with an error goes on as one, keyed by its raw
+bytes. `prompts` makes requests of the rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ftjob.config.groups import DatasetConfig
+from ftjob.errors import DataError, nearest
+from ftjob.tasks import openai_batch
+from ftjob.tasks.base import Row
+from ftjob.tasks.options import ARRAYS, OWN, own_options
+from ftjob.tasks.values import json_value, own_id, text_problem
+
+IDS = "prompt_ids"
+
+
+class PromptMaker:
+    """Rows of prompts. A row has the prompt's column or prompt_ids; nothing that is no option."""
+
+    def __init__(self, data: DatasetConfig) -> None:
+        self._column = data.column
+        self._known = {self._column, IDS, "id", *OWN, *ARRAYS}
+
+    def check_columns(self, names: Iterable[str], where: str, nested: bool = False) -> None:
+        """Refuse a table without prompts, or with a column that is no option.
+
+        Raises:
+            DataError: naming the column, and what there is.
+        """
+        names = list(names)
+        if self._column not in names and IDS not in names:
+            raise DataError(
+                f"{where}: no column {self._column!r} (dataset.column) and no {IDS!r}. "
+                f"{nearest(self._column, names)}"
+            )
+        for name in names:
+            if name not in self._known:
+                raise DataError(f"{where}: no such option: {name!r}. {nearest(name, self._known)}")
+
+    def columns(self, names: Iterable[str], nested: bool) -> list[str]:
+        """Those of a table's columns that are read: all."""
+        return list(names)
+
+    def id_in_json(self, raw: bytes) -> str | None:
+        """The id of the row that `of_json` makes of a line."""
+        value, _ = json_value(raw)
+        if not isinstance(value, dict):
+            return None
+        if openai_batch.is_request(value):
+            own = value["custom_id"]
+            return own if isinstance(own, str) else None
+        return own_id(value)
+
+    def of_json(self, index: int, line: int, raw: bytes) -> Row:
+        """The row of one JSONL line, ours or a request of OpenAI's."""
+        value, problem = json_value(raw)
+        if problem is None and not isinstance(value, dict):
+            problem = f"expected a JSON object, found {type(value).__name__}"
+        if problem is not None:
+            return Row(index, line, raw, None, f"line {line}: {problem}")
+        if not openai_batch.is_request(value):
+            return self.of_fields(index, line, value, raw)
+        own = value["custom_id"] if isinstance(value["custom_id"], str) else None
+        try:
+            fields = openai_batch.fields_of(value, self._column)
+            row = self.of_fields(index, line, fields, raw)
+        except ValueError as error:
+            row = Row(index, line, raw, None, f"line {line}: {error}", own)
+        return dataclasses.replace(row, repeats=(("openai", openai_batch.repeated(value)),))
+
+    def of_text(self, index: int, line: int, raw: bytes) -> Row:
+        """The row of a line of text."""
+        try:
+            return self.of_fields(index, line, {self._column: raw.decode("utf-8")}, raw)
+        except UnicodeDecodeError as error:
+            return Row(index, line, raw, None, f"line {line}: invalid UTF-8 at byte {error.start}")
+
+    def of_fields(
+        self, index: int, line: int, fields: Mapping[str, Any], raw: bytes | None = None
+    ) -> Row:
+        """The row of named values; null is not given. `raw` is what a malformed one is keyed by."""
+        given = {k: v for k, v in fields.items() if v is not None}
+        if raw is None:
+            given = _of_cells(given, self._column)
+        name, stated = own_id(given), given.pop("id", None)
+        try:
+            if stated is not None and name is None:
+                raise ValueError(f"id is {stated!r:.60}, must be text or a whole number")
+            row = self._row(index, line, given)
+        except ValueError as error:
+            if raw is None:
+                raw = repr(fields).encode("utf-8", "backslashreplace")
+            return Row(index, line, raw, None, f"line {line}: {error}", name)
+        return dataclasses.replace(row, id=name)
+
+    def _row(self, index: int, line: int, given: Mapping[str, Any]) -> Row:
+        """The row of values that are not null.
+
+        Raises:
+            ValueError: with what is wrong with them.
+        """
+        for name in given:
+            if name not in self._known:
+                shown = name.encode("utf-8", "backslashreplace").decode("utf-8")
+                raise ValueError(f"no such field: {shown!r:.60}. {nearest(shown, self._known)}")
+        text, ids = given.get(self._column), given.get(IDS)
+        if text is None and ids is None:
+            raise ValueError(f"no {self._column!r} and no {IDS!r}")
+        if text is not None and ids is not None:
+            raise ValueError(f"both {self._column!r} and {IDS!r}: a row has one prompt")
+        if ids is not None:
+            ids = _ids(ids)
+        elif problem := text_problem(text):
+            raise ValueError(problem)
+        own = own_options({k: v for k, v in given.items() if k not in (self._column, IDS)})
+        content = json.dumps([text, ids, own], ensure_ascii=False).encode("utf-8")
+        return Row(index, line, content, text, prompt_ids=ids, own=own)
+
+
+def _of_cells(fields: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """A table's cells as JSON would have them: in CSV all are text, an empty one is not given, and
+    a column of whole numbers with gaps is one of real ones in many tables."""
+    given: dict[str, Any] = {}
+    for name, cell in fields.items():
+        value = cell
+        words = name in ("bad_words", "stop_words", *ARRAYS)
+        if isinstance(cell, str) and name not in (column, "id"):
+            if cell and (not words or cell.startswith("[")):
+                value, problem = json_value(cell.encode("utf-8", "backslashreplace"))
+                value = cell if problem else value
+        elif isinstance(cell, float) and cell.is_integer():
+            value = int(cell)
+        if value not in ("", None) and value == value:  # not a number is not given
+            given[name] = value
+    return given
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)) or any(type(i) is not int or i < 0 for i in value):
+        raise ValueError(f"{IDS} is {value!r:.60}, must be a list of token ids")
+    return tuple(value)

@@ -1,0 +1,146 @@
+"""Prompts of the user's own, continued: no score, the answers are what is wanted.
+
+A row is a text or token ids, with options of its own. The records go to samples.jsonl; OpenAI's
+requests besides to the batch output files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ftjob.config.groups import DatasetConfig, DecodeConfig
+from ftjob.config.options import RowOptions
+from ftjob.tasks.base import (
+    Encoder,
+    Generated,
+    GenerateRequest,
+    Metric,
+    ModelLimits,
+    NoTokenizer,
+    Request,
+    Row,
+    Summary,
+    error_record,
+    skip_record,
+)
+from ftjob.tasks.generation import answer_fields, misfit, run_options
+from ftjob.tasks.options import row_options
+from ftjob.tasks.translation_score import Tally, metrics
+
+
+class Prompts:
+    """The task."""
+
+    name = "prompts"
+    headline: tuple[str, ...] = ()
+
+    def __init__(self, dataset: DatasetConfig, decode: DecodeConfig) -> None:
+        self._dataset, self._decode = dataset, decode
+        self.metrics: Mapping[str, Metric] = metrics(False)
+
+    def prepare(
+        self, rows: Sequence[Row], keys: Sequence[str], encoder: Encoder, limits: ModelLimits
+    ) -> list[Request | dict[str, Any]]:
+        """A request for each row, or the record of a row that is none: an error, or skipped."""
+        texts = [i for i, row in enumerate(rows) if row.text is not None]
+        prefix = self._dataset.prefix or ""
+        try:
+            encoded = encoder.encode([f"{prefix}{rows[i].text}" for i in texts]) if texts else []
+        except NoTokenizer:
+            encoded = []
+        ids = dict(zip(texts, encoded, strict=False))
+        run = run_options(self._decode, encoder, limits)
+        out: list[Request | dict[str, Any]] = []
+        for i, (row, key) in enumerate(zip(rows, keys, strict=True)):
+            try:
+                out.append(self._request(row, key, ids.get(i), run, encoder, limits))
+            except (ValueError, NoTokenizer) as error:
+                out.append(
+                    self._repeating(error_record(row, key, f"line {row.line}: {error}"), row)
+                )
+        return out
+
+    def _request(
+        self,
+        row: Row,
+        key: str,
+        encoded: list[int] | None,
+        run: RowOptions,
+        encoder: Encoder,
+        limits: ModelLimits,
+    ) -> GenerateRequest | dict[str, Any]:
+        """What becomes of a row whose text has these ids.
+
+        Raises:
+            ValueError, NoTokenizer: with the reason why it cannot be run.
+        """
+        if row.error is not None:
+            return self._repeating(error_record(row, key, row.error), row)
+        options, new = row_options(row.own, run, self._decode, encoder, limits)
+        if row.prompt_ids is not None:
+            ids = list(row.prompt_ids)
+        elif encoded is None:
+            raise NoTokenizer
+        else:
+            ids = encoded + (list(limits.ends[:1]) if limits.seq2seq else [])
+        if not ids and options.start_id is not None and not limits.seq2seq:
+            ids = [options.start_id]
+        if not ids:
+            raise ValueError("the prompt has no tokens; start_id would stand in its place")
+        tokens = len(ids)
+        most, rule = self._longest(new, limits)
+        if most is not None and tokens > most:
+            too_long = f"the prompt has {tokens} tokens, {rule}"
+            if self._dataset.too_long == "skip":
+                record = skip_record(row, key, f"line {row.line}: {too_long}")
+                return self._repeating(record, row)
+            if self._dataset.too_long == "error" or most < 1:
+                raise ValueError(too_long)
+            # an encoder reads the beginning and the end token, a prompt is continued at its end
+            ids = [*ids[: most - 1], ids[-1]] if limits.seq2seq else ids[-most:]
+        problem = misfit(ids, new, self._decode.lanes, limits)
+        if problem is not None:
+            raise ValueError(problem)
+        return GenerateRequest(row, key, ids, new, tokens - len(ids), options)
+
+    def _longest(self, new: int, limits: ModelLimits) -> tuple[int | None, str]:
+        """The longest prompt in tokens, and the rule that says so."""
+        most = self._dataset.max_source_tokens
+        rule = f"dataset.max_source_tokens is {most}"
+        if not limits.seq2seq and limits.positions is not None:
+            room = max(0, limits.positions - new)
+            if most is None or room < most:
+                return room, f"{new} new ones leave {room} of {limits.positions} positions"
+        return most, rule
+
+    def record(
+        self, request: GenerateRequest, answer: Generated, encoder: Encoder
+    ) -> dict[str, Any]:
+        """The line of samples.jsonl for an answered request."""
+        row = request.row
+        record = {
+            "id": row.id or request.key,
+            "key": request.key,
+            "index": row.index,
+            "line": row.line,
+            "input": row.text,
+            "target": None,
+            **answer_fields(request, answer, encoder, self._decode),
+            "tokens": len(request.ids),
+        }
+        if row.prompt_ids is not None:
+            record["prompt_ids"] = list(row.prompt_ids)
+        if request.cut_tokens:
+            record["cut_tokens"] = request.cut_tokens
+        return self._repeating(record, row)
+
+    def _repeating(self, record: dict[str, Any], row: Row) -> dict[str, Any]:
+        return record | dict(row.repeats)
+
+    def summarise(self, samples: Iterable[dict[str, Any]]) -> Summary:
+        """How rows ended, and how many tokens came."""
+        tally = Tally(False)
+        for sample in samples:
+            tally.add(sample)
+        return tally.summary()
