@@ -133,9 +133,10 @@ def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
         return _from_pieces(place, whose) if pieces else _from_files([place], whose)
     if (place / "tokenizer.json").is_file():
         return _from_files([place / "tokenizer.json"], f"tokenizer.json {whose}")
-    pair = [place / "vocab.json", place / "merges.txt"]
-    if all(f.is_file() for f in pair):
-        return _from_files(pair, f"vocab.json + merges.txt {whose}")
+    for prefix in ("", "gpt2-"):  # as Hugging Face, and as Megatron-LM's instructions name them
+        pair = [place / f"{prefix}vocab.json", place / f"{prefix}merges.txt"]
+        if all(f.is_file() for f in pair):
+            return _from_files(pair, f"{pair[0].name} + {pair[1].name} {whose}")
     if (place / "spiece.model").is_file():
         return _from_pieces(place / "spiece.model", f"spiece.model {whose}")
     raise CheckpointError(

@@ -43,7 +43,7 @@ _CPU = torch.device("cpu")
 # What is taken over as it is, where it lies beside the source.
 _TOKENIZERS = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("vocab.json", "merges.txt", "spiece.model"),
+    *("vocab.json", "merges.txt", "gpt2-vocab.json", "gpt2-merges.txt", "spiece.model"),
 )
 _WORDS = MappingProxyType({"f32": "F32", "f16": "F16", "bf16": "BF16"})
 

@@ -206,3 +206,13 @@ def test_flipped_bytes_in_a_gzip_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json.gz"
     path.write_bytes(whole[:200] + b"\xff" * 400 + whole[600:])
     assert str(path) in refusal(str(path), None)
+
+
+def test_megatrons_names_of_the_pair(tmp_path: Path) -> None:
+    """As Megatron-LM's instructions have them; the plain names come first."""
+    first = open_tokenizer(None, write_pair(tmp_path, TINY_VOCAB)).identity
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).rename(tmp_path / f"gpt2-{name}")
+    found = open_tokenizer(None, tmp_path)
+    assert found.source == "gpt2-vocab.json + gpt2-merges.txt of the checkpoint"
+    assert found.identity == first
