@@ -1,6 +1,6 @@
 """What tasks that generate have in common: which requests fit, and what a record says of an answer.
 
-`translation` and `lambada` make requests and records with it.
+`translation`, `prompts` and `lambada` make requests and records with it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ftjob.config.groups import DecodeConfig
+from ftjob.config.groups import DatasetConfig, DecodeConfig
 from ftjob.config.options import RowOptions, id_problem
 from ftjob.errors import ConfigError
 from ftjob.tasks.base import (
@@ -53,6 +53,37 @@ def misfit(ids: Sequence[int], max_new_tokens: int, beams: int, limits: ModelLim
             f"{limits.cache_tokens}"
         )
     return None
+
+
+def longest(dataset: DatasetConfig, new: int, limits: ModelLimits) -> tuple[int | None, str]:
+    """The longest prompt or source in tokens for so many new ones, and the rule that says so."""
+    most = dataset.max_source_tokens
+    rule = f"dataset.max_source_tokens is {most}"
+    if not limits.seq2seq and limits.positions is not None:
+        room = max(0, limits.positions - new)
+        if most is None or room < most:
+            return room, f"{new} new ones leave {room} of {limits.positions} positions"
+    return most, rule
+
+
+def answer_record(
+    request: GenerateRequest, answer: Generated, encoder: Encoder, decode: DecodeConfig
+) -> dict[str, Any]:
+    """The line of samples.jsonl for an answered text."""
+    row = request.row
+    record = {
+        "id": row.id or request.key,
+        "key": request.key,
+        "index": row.index,
+        "line": row.line,
+        "input": row.text,
+        "target": row.target,
+        **answer_fields(request, answer, encoder, decode),
+        "tokens": len(request.ids),
+    }
+    if request.cut_tokens:
+        record["cut_tokens"] = request.cut_tokens
+    return record
 
 
 def answer_fields(

@@ -24,7 +24,7 @@ from ftjob.tasks.base import (
     error_record,
     skip_record,
 )
-from ftjob.tasks.generation import answer_fields, misfit, run_options
+from ftjob.tasks.generation import answer_record, longest, misfit, run_options
 from ftjob.tasks.options import row_options
 from ftjob.tasks.translation_score import Tally, metrics
 
@@ -89,7 +89,7 @@ class Prompts:
         if not ids:
             raise ValueError("the prompt has no tokens; start_id would stand in its place")
         tokens = len(ids)
-        most, rule = self._longest(new, limits)
+        most, rule = longest(self._dataset, new, limits)
         if most is not None and tokens > most:
             too_long = f"the prompt has {tokens} tokens, {rule}"
             if self._dataset.too_long == "skip":
@@ -104,35 +104,13 @@ class Prompts:
             raise ValueError(problem)
         return GenerateRequest(row, key, ids, new, tokens - len(ids), options)
 
-    def _longest(self, new: int, limits: ModelLimits) -> tuple[int | None, str]:
-        """The longest prompt in tokens, and the rule that says so."""
-        most = self._dataset.max_source_tokens
-        rule = f"dataset.max_source_tokens is {most}"
-        if not limits.seq2seq and limits.positions is not None:
-            room = max(0, limits.positions - new)
-            if most is None or room < most:
-                return room, f"{new} new ones leave {room} of {limits.positions} positions"
-        return most, rule
-
     def record(
         self, request: GenerateRequest, answer: Generated, encoder: Encoder
     ) -> dict[str, Any]:
         """The line of samples.jsonl for an answered request."""
-        row = request.row
-        record = {
-            "id": row.id or request.key,
-            "key": request.key,
-            "index": row.index,
-            "line": row.line,
-            "input": row.text,
-            "target": None,
-            **answer_fields(request, answer, encoder, self._decode),
-            "tokens": len(request.ids),
-        }
+        row, record = request.row, answer_record(request, answer, encoder, self._decode)
         if row.prompt_ids is not None:
             record["prompt_ids"] = list(row.prompt_ids)
-        if request.cut_tokens:
-            record["cut_tokens"] = request.cut_tokens
         return self._repeating(record, row)
 
     def _repeating(self, record: dict[str, Any], row: Row) -> dict[str, Any]:

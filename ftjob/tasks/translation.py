@@ -23,7 +23,7 @@ from ftjob.tasks.base import (
     error_record,
     skip_record,
 )
-from ftjob.tasks.generation import answer_fields, misfit, run_options
+from ftjob.tasks.generation import answer_record, longest, misfit, run_options
 from ftjob.tasks.translation_score import Tally, metrics
 from ftjob.tasks.values import has_references
 
@@ -79,7 +79,7 @@ class Translation:
             return refused("the source is empty")
         end = list(limits.ends[:1]) if limits.seq2seq else []
         new = row.max_new_tokens or self._decode.max_new_tokens
-        most, rule = self._longest(new, limits)
+        most, rule = longest(self._dataset, new, limits)
         tokens = len(ids) + len(end)
         if most is not None and tokens > most:
             too_long = f"the source has {tokens} tokens, {rule}"
@@ -96,35 +96,14 @@ class Translation:
             return refused(problem)
         return GenerateRequest(row, key, ids, new, tokens - len(ids), options)
 
-    def _longest(self, new: int, limits: ModelLimits) -> tuple[int | None, str]:
-        """The longest source in tokens, and the rule that says so."""
-        most = self._dataset.max_source_tokens
-        rule = f"dataset.max_source_tokens is {most}"
-        if not limits.seq2seq and limits.positions is not None:
-            room = max(0, limits.positions - new)
-            if most is None or room < most:
-                return room, f"{new} new ones leave {room} of {limits.positions} positions"
-        return most, rule
-
     def record(
         self, request: GenerateRequest, answer: Generated, encoder: Encoder
     ) -> dict[str, Any]:
         """The line of samples.jsonl for an answered request."""
-        row = request.row
-        record = {
-            "id": row.id or request.key,
-            "key": request.key,
-            "index": row.index,
-            "line": row.line,
-            "input": row.text,
-            "target": row.target,
-            **answer_fields(request, answer, encoder, self._decode),
-            "tokens": len(request.ids),
-        }
-        if request.cut_tokens:
-            record["cut_tokens"] = request.cut_tokens
-        if row.target is not None:
-            record["chrf"] = self._chrf(str(record["output"]), row.target)
+        record = answer_record(request, answer, encoder, self._decode)
+        target = request.row.target
+        if target is not None:
+            record["chrf"] = self._chrf(str(record["output"]), target)
         return record
 
     def _chrf(self, output: str, target: str) -> float:

@@ -229,84 +229,11 @@ def test_a_bad_line_is_an_error_and_the_others_go_on(tmp_path: Path, raw: str, r
     assert (bad.text, bad.content) == (None, raw.encode())
 
 
-def test_own_id_and_own_limit_of_a_row_are_kept(tmp_path: Path) -> None:
-    own = {"source": "a", "target": "b", "id": "mine", "max_new_tokens": 7}
-    (tmp_path / "a.jsonl").write_text(json.dumps(own) + "\n")
-    (row,) = read(path=f"{tmp_path}/a.jsonl")
-    assert (row.id, row.max_new_tokens) == ("mine", 7)
-
-
 LIMITED: list[dict[str, Any]] = [
     {"source": "a", "target": "b", "max_new_tokens": 7},
     {"source": "c", "target": "d", "max_new_tokens": None},
     {"source": "e", "target": "f", "max_new_tokens": 65536},
 ]
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv.gz", "a.parquet", "real.parquet"])
-def test_own_limits_are_read_from_every_format(tmp_path: Path, name: str) -> None:
-    """An empty cell is no limit; a column with one holds real numbers in some tables. The rows are
-    those of JSONL, so their keys are too."""
-    path = tmp_path / name
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(r) + "\n" for r in LIMITED))
-    elif path.suffix == ".parquet":
-        kind = pyarrow.float64() if name.startswith("real") else pyarrow.int32()
-        table = pyarrow.Table.from_pylist(LIMITED)
-        limits = table["max_new_tokens"].cast(kind)
-        pyarrow.parquet.write_table(table.set_column(2, "max_new_tokens", limits), path)
-    else:
-        mark = "\t" if ".tsv" in name else ","
-        text = "source,max_new_tokens,target\na,7,b\nc,,d\ne,65536.0,f\n".replace(",", mark)
-        path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    rows = read(path=str(path))
-    assert [r.max_new_tokens for r in rows] == [7, None, 65536]
-    assert both(rows) == [(str(r["source"]), str(r["target"])) for r in LIMITED]
-    plain = tmp_path / "plain.jsonl"
-    plain.write_text("".join(json.dumps(r) + "\n" for r in LIMITED))
-    assert [r.content for r in rows] == [r.content for r in read(path=str(plain))]
-
-
-@pytest.mark.parametrize("cell", ["0", "-1", "8.5", "many", "65537", "1e3", "9" * 30, "٣"])
-def test_a_cell_that_is_no_limit_is_an_error_of_its_row(tmp_path: Path, cell: str) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text(f"source,target,max_new_tokens\na,b,{cell}\nc,d,5\n", "utf-8")
-    bad, good = read(path=str(path))
-    assert str(bad.error).startswith("line 2: max_new_tokens is ")
-    assert str(bad.error).endswith("must be a whole number from 1 to 65536")
-    assert (bad.text, good.max_new_tokens) == (None, 5)
-    path.write_text("source,target,max_new_tokens\na,b,0\na,b,-1\n", "utf-8")
-    assert len({r.content for r in read(path=str(path))}) == 2
-
-
-def test_a_nested_table_keeps_its_limits(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    values = [{"translation": {"en": "a", "de": "b"}, "max_new_tokens": 3, "target": 1}]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(values), path)
-    (row,) = read(path=str(path), column="translation")
-    assert (row.text, row.target, row.max_new_tokens) == ("a", "b", 3)
-
-
-@pytest.mark.parametrize("nested", [False, True])
-def test_sets_of_the_hub_keep_their_limits(monkeypatch: pytest.MonkeyPatch, nested: bool) -> None:
-    import datasets
-
-    values: list[dict[str, Any]] = [
-        {"source": {"en": r["source"], "de": r["target"]}, "max_new_tokens": r["max_new_tokens"]}
-        if nested
-        else r
-        for r in LIMITED
-    ]
-    loaded = datasets.Dataset.from_list(values)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded)
-    source = RowSource(config(hub="a/b"))
-    source.check()
-    assert [r.max_new_tokens for r in source.rows()] == [7, None, 65536]
-    with pytest.raises(DataError, match=r"dataset\.hub=a/b: no column 'src'.*Known: max_new"):
-        RowSource(config(hub="a/b", column="src")).check()
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded.select([]))
-    with pytest.raises(DataError, match=r"a/b \(default, test\): holds no rows"):
-        source.check()
 
 
 def test_rows_that_differ_anywhere_have_other_keys(tmp_path: Path) -> None:
@@ -360,59 +287,3 @@ def test_shipped_captions_are_whole() -> None:
     assert source.name == "shipped captions_en_de.jsonl"
     assert all(r.error is None and r.text and r.target for r in rows)
     assert "Did you mean builtin:captions_en_de?" in refusal(path="builtin:caption_en_de")
-
-
-class Fake:
-    """A test set as sacrebleu holds them."""
-
-    def __init__(self, files: list[Path] | BaseException) -> None:
-        self.files, self.langpairs = files, {"en-de": [], "de-en": []}
-
-    def get_source_file(self, pair: str) -> str:
-        if isinstance(self.files, BaseException):
-            raise self.files
-        return str(self.files[0])
-
-    def get_reference_files(self, pair: str) -> list[str]:
-        assert not isinstance(self.files, BaseException)
-        return [str(f) for f in self.files[1:]]
-
-
-def cached(monkeypatch: pytest.MonkeyPatch, files: list[Path] | BaseException) -> None:
-    import sacrebleu
-
-    monkeypatch.setitem(sacrebleu.DATASETS, "wmt17", Fake(files))
-
-
-def test_sets_of_sacrebleu_are_read_from_its_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = texts(tmp_path, b"a\nb\n", b"c\nd\n")
-    paths = [Path(f) for f in files.values()]
-    cached(monkeypatch, paths)
-    source = RowSource(config(sacrebleu="wmt17"))
-    source.check()
-    rows = list(source.rows())
-    assert both(rows) == [("a", "c"), ("b", "d")]
-    assert source.name == "wmt17 en-de (sacrebleu)"
-    assert [r.content for r in rows] == [r.content for r in read(**files)]
-    cached(monkeypatch, [*paths, paths[1]])
-    assert "has 2 references a row" in refusal(sacrebleu="wmt17")
-
-
-@pytest.mark.parametrize("error", [OSError("no route to host"), SystemExit(1), Exception("x")])
-def test_a_set_that_is_not_to_be_had_names_the_ways(
-    monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
-    cached(monkeypatch, error)
-    message = refusal(sacrebleu="wmt17")
-    assert f"could not be downloaded: {type(error).__name__}: {error}" in message
-    assert "sacrebleu -t wmt17 -l en-de --echo src" in message
-    assert "dataset.path=FILE dataset.target_path=FILE" in message
-
-
-def test_unknown_sets_and_pairs_are_refused_with_the_nearest() -> None:
-    assert "no such test set. Did you mean wmt17?" in refusal(sacrebleu="wtm17")
-    message = refusal(sacrebleu="wmt17", pair="en-dd")
-    assert "dataset.pair=en-dd: dataset.sacrebleu=wmt17 has no such pair" in message
-    assert "Did you mean en-de?" in message
