@@ -171,7 +171,7 @@ def make_plan(
     workspace = _workspace_bytes(arch, tensor, max_tokens, dtype_bytes)
     generation = None
     if config.dataset.generates:
-        slots, beams = slots_of(config), config.decode.lanes
+        slots, beams = slots_of(config, machine.device), config.decode.lanes
         workspace += choosing_bytes(arch, tensor, slots * beams, machine.device)
         scores = score_bytes(arch, tensor, beams, dtype_bytes)
         generation = plan_generation(config, machine, devices, workspace, slots, scores)

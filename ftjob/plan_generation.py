@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ftjob.plan import DeviceSpec, Machine
 
 # Rows x beams at once.
-AUTO_LANES = 256
+AUTO_LANES = MappingProxyType({"cpu": 512, "cuda": 256})
 # Of the rows at once this part enters together: fewer products on a CPU, fuller ones on a GPU.
 AUTO_REFILL = MappingProxyType({"cpu": 2, "cuda": 4})
 # A look at which rows are finished makes a GPU's host wait for the device; on a CPU it is free.
@@ -46,7 +46,7 @@ class Generation:
         return self.beams * (self.stop_every - 1)
 
 
-def slots_of(config: JobConfig) -> int:
+def slots_of(config: JobConfig, device: str) -> int:
     """Rows that one micro-batch decodes at once; a replica has as many micro-batches as stages.
 
     Raises:
@@ -59,7 +59,7 @@ def slots_of(config: JobConfig) -> int:
             f"batch.lanes={wanted}: a row in each stage takes decode.beams={beams} x "
             f"parallel.pipeline={stages} = {least} lanes. Legal: {least} or more, or auto."
         )
-    lanes = wanted if isinstance(wanted, int) else max(AUTO_LANES, least)
+    lanes = wanted if isinstance(wanted, int) else max(AUTO_LANES[device], least)
     return lanes // least
 
 

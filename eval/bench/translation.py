@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,9 @@ def _serve(pipe: Any, rank: int, count: int, beams: str, data: tuple[str, ...]) 
     material = read_material(*data)
     run, ready = _job(material, "t1p1d1", beams, _longest_first(material.ids)[rank::count])
     pipe.send(None)
-    while True:
-        pipe.send(run() if pipe.recv() == "go" else ready())
+    with suppress(EOFError):  # the benchmark has ended
+        while True:
+            pipe.send(run() if pipe.recv() == "go" else ready())
 
 
 def _job(

@@ -74,9 +74,10 @@ def test_lanes_are_shared_out_to_stages_and_beams(
 
 
 def test_automatic_lanes_are_at_least_a_row_a_stage() -> None:
-    assert planned(generating(beams=5))[1].slots == 256 // 5
-    assert planned(generating(1, 2, beams=64))[1].slots == 2
-    assert planned(generating(1, 5, beams=64))[1].slots == 1
+    for device, lanes in (("cpu", 512), ("cuda", 256)):
+        assert planned(generating(beams=5), device=device)[1].slots == lanes // 5
+        assert planned(generating(1, 2, beams=64), device=device)[1].slots == lanes // 128
+        assert planned(generating(1, 9, beams=64), device=device)[1].slots == 1
 
 
 @pytest.mark.parametrize(("beams", "pipeline", "lanes"), [(4, 1, 3), (4, 2, 7), (1, 3, 2)])
