@@ -87,8 +87,8 @@ def ftjob(layout: str, beams: str, *data: str) -> Runner:
 
 
 def ftjob_ranks(count: str, beams: str, *data: str) -> Runner:
-    """As many processes of one device, as `mpirun -n COUNT` has them; of the rows in order of
-    length each takes every COUNT-th."""
+    """As many processes of one device, as `mpirun -n COUNT` has them. The rows in order of length
+    are dealt out there and back, so that all have as much to do."""
     material, context = read_material(*data), multiprocessing.get_context("spawn")
     pipes = []
     for rank in range(int(count)):
@@ -119,7 +119,10 @@ def ftjob_ranks(count: str, beams: str, *data: str) -> Runner:
 def _serve(pipe: Any, rank: int, count: int, beams: str, data: tuple[str, ...]) -> None:
     """The process of one rank."""
     material = read_material(*data)
-    run, ready = _job(material, "t1p1d1", beams, _longest_first(material.ids)[rank::count])
+    order = _longest_first(material.ids)
+    turn = 2 * count
+    mine = [i for n, i in enumerate(order) if rank in (n % turn, turn - 1 - n % turn)]
+    run, ready = _job(material, "t1p1d1", beams, mine)
     pipe.send(None)
     with suppress(EOFError):  # the benchmark has ended
         while True:

@@ -15,6 +15,7 @@ from typing import Any
 
 # name -> what a call of it with these arguments is worth
 Calls = Mapping[str, Callable[..., Any]]
+_GETATTR = ("builtins.getattr", "__builtin__.getattr")
 # Real files hold no longer whole numbers than a hash or a seed.
 _LONGEST_INT = 256
 
@@ -187,7 +188,13 @@ class _Machine:
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
             raise ValueError("it calls what is no name")
         known = self.calls.get(function.full)
-        self.stack.append(known(*arguments) if known else Stub(function.full, arguments))
+        if known:
+            self.stack.append(known(*arguments))
+        elif function.full in _GETATTR and arguments and isinstance(arguments[0], Name):
+            # an enum's member, as Python 3.11 wrote it at first: what matters is whose it is
+            self.stack.append(Stub(arguments[0].full, arguments[1:]))
+        else:
+            self.stack.append(Stub(function.full, arguments))
 
     def new_with_keywords(self) -> None:
         """An object made with positional and named arguments."""

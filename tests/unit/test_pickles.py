@@ -76,6 +76,21 @@ def test_pickles_behind_each_other() -> None:
     assert (value, read_pickle(data[length:], {}, repr)[0]) == (1, "two")
 
 
+class ByName:
+    """An enum's member as Python 3.11.0 to 3.11.3 write it."""
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, str]]:
+        return getattr, (Colour, "RED")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_member_is_told_by_its_class(protocol: int) -> None:
+    held = read(pickle.dumps(ByName(), protocol))
+    assert isinstance(held, Stub)
+    assert held.name.endswith(".Colour")
+    assert held.arguments == ("RED",)
+
+
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_objects_are_inert_stubs(protocol: int) -> None:
     held = read(pickle.dumps(argparse.Namespace(a=1, b=Colour.RED), protocol))
@@ -83,7 +98,7 @@ def test_objects_are_inert_stubs(protocol: int) -> None:
     assert held.name == "argparse.Namespace"
     assert held.state["a"] == 1
     assert held.state["b"].name.endswith(".Colour")
-    assert held.state["b"].arguments == (1,)
+    assert held.state["b"].arguments in ((1,), ("RED",))  # Python 3.11 first wrote the name
     assert read(pickle.dumps(collections.OrderedDict(a=1), protocol)) == {"a": 1}
     assert read(pickle.dumps(os.path.join, protocol)).full == "posixpath.join"
     assert read(pickle.dumps({1, 2}, 4)) == [1, 2]
