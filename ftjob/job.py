@@ -26,7 +26,7 @@ from ftjob.model.arch import Arch, Specials
 from ftjob.model.families import Family, family, family_of
 from ftjob.plan import Machine, Plan, make_plan
 from ftjob.prefix import Remark, choose_prefix, stated_prefix
-from ftjob.tasks.base import ModelLimits
+from ftjob.tasks.base import ModelLimits, NoTokenizer
 from ftjob.tasks.generation import run_options
 from ftjob.tokenizer import END_OF_TEXT, NONE, Tokenizer, has_tokenizer, open_tokenizer
 
@@ -210,9 +210,9 @@ def known_of(config: JobConfig, folder: Path) -> Known:
     arch = config.model.arch
     try:
         tokenizer = open_tokenizer(config.model.tokenizer, folder)
-    except CheckpointError:
+        end = tokenizer.encode([END_OF_TEXT])[0]
+    except (CheckpointError, NoTokenizer):
         return Known(arch.heads, arch.vocab)
-    end = tokenizer.encode([END_OF_TEXT])[0]
     single = end[0] if len(end) == 1 else None
     return Known(arch.heads, arch.vocab, tokenizer.vocab_size, single)
 

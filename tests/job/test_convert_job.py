@@ -53,6 +53,18 @@ def test_t5_of_the_default_models_command(place: Place) -> None:
     ).expect(0)
 
 
+def test_a_folder_without_a_tokenizer_runs_on_ids(place: Place) -> None:
+    out = "convert.out=bare"
+    place("convert", f"model.checkpoint={GPT}", "convert.to=fastertransformer", out).expect(0)
+    (place.cwd / "ids.jsonl").write_text('{"prompt_ids": [5, 9, 20]}\n')
+    ids = ("dataset=prompts", "dataset.path=ids.jsonl", "decode.max_new_tokens=4")
+    model = ("model=gpt2", "model.checkpoint=bare", "model.tokenizer=none")
+    place(*model, *ids, "run.dir=a").expect(0)
+    place("model=demo_gpt", *ids, "run.dir=b").expect(0)
+    bare, whole = (lines(place.cwd / run / "samples.jsonl")[0]["output_ids"] for run in "ab")
+    assert bare == whole
+
+
 def test_refusals(place: Place, tmp_path: Path) -> None:
     source = f"model.checkpoint={GPT}"
     place("convert", source).expect(2, "convert needs model.checkpoint=SRC convert.to=")
