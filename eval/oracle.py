@@ -6,6 +6,7 @@ writes records of the same shape as a run's samples, so that `ftjob.results.comp
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import torch
 
 from ftjob.config import JobConfig
 from ftjob.config.groups import DecodeConfig
+from ftjob.config.options import DEFAULTS
 from ftjob.job import Job, prepare
 from ftjob.launch.world import World, make_machine
 from ftjob.results.compare import Comparison, compare_samples
@@ -21,6 +23,9 @@ from ftjob.results.summary import read_samples
 from ftjob.tasks import make_task
 from ftjob.tasks.base import Generated, GenerateRequest, Hypothesis, Scored, ScoreRequest
 from ftjob.tasks.rows import RowSource
+
+# Options that `generate` takes into account, or that decide nothing without draws.
+KNOWN = ("n_best", "length_penalty", "token_logprobs", "seed")
 
 
 def transformers_records(job: Job) -> Iterator[dict[str, Any]]:
@@ -59,7 +64,21 @@ def score(model: Any, request: ScoreRequest) -> Scored:
 
 @torch.inference_mode()
 def generate(model: Any, request: GenerateRequest, decode: DecodeConfig) -> Generated:
-    """A row continued. Near ties are left to the run's own records."""
+    """A row continued. Near ties are left to the run's own records.
+
+    Raises:
+        ValueError: for options beyond greedy and beam search, of which it would say nothing.
+    """
+    others = [
+        f.name
+        for f in dataclasses.fields(DEFAULTS)
+        if f.name not in KNOWN and getattr(request.options, f.name) != getattr(DEFAULTS, f.name)
+    ]
+    if others or decode.convention != "hf":
+        raise ValueError(
+            f"the oracle does greedy and beam search alone, as transformers does them; "
+            f"decode.convention={decode.convention}, and set besides: {', '.join(others) or '-'}"
+        )
     ids = torch.tensor([request.ids])
     ranked: dict[str, Any] = {}
     if decode.beams > 1:

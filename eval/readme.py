@@ -14,8 +14,8 @@ from eval.render import suite_table
 from ftjob.__main__ import COMMANDS
 from ftjob.config import GROUPS
 from ftjob.config.compose import choices
-from ftjob.config.groups import DecodeConfig, JobConfig
-from ftjob.config.keys import keys_of, render_table
+from ftjob.config.groups import DecodeConfig
+from ftjob.config.keys import render_table
 from ftjob.config.old_settings import render_names
 from ftjob.config.options import render_options
 from ftjob.errors import EXIT_CODES
@@ -57,7 +57,7 @@ PARTS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("keys", lambda: render_table(GROUPS)),
     ("options", lambda: render_options(DecodeConfig)),
     ("exit codes", exit_codes),
-    ("old names", lambda: render_names([k.name for k in keys_of(JobConfig)])),
+    ("old names", render_names),
 )
 
 

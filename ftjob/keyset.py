@@ -36,10 +36,6 @@ class KeySet:
     def __contains__(self, key: str) -> bool:
         return self._place(key) is not None
 
-    def untaken(self) -> KeySet:
-        """The same keys, none taken."""
-        return KeySet.of_hashes(self._hashes)
-
     def take(self, key: str) -> bool:
         """Whether the key is there and was not taken; then it is."""
         place = self._place(key)

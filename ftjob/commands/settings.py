@@ -11,8 +11,6 @@ from pathlib import Path
 
 from ftjob.checkpoint.ini import Section, read_ini
 from ftjob.commands.layout import columns
-from ftjob.config.groups import JobConfig
-from ftjob.config.keys import keys_of
 from ftjob.config.old_settings import names, translate
 from ftjob.config.pbtxt import Message, parse_pbtxt
 from ftjob.errors import CheckpointError
@@ -27,7 +25,7 @@ def settings_page(file: Path) -> str:
         CheckpointError: for a file that is none of the three, with the line.
     """
     settings, family, dumped = read_settings(file)
-    lines = translate(settings, [k.name for k in keys_of(JobConfig)])
+    lines = translate(settings)
     found = [line.override for line in lines if line.override]
     chosen = [o for o in found if o.startswith("model=")] or [f"model={family}"]
     overrides = dict.fromkeys([*chosen, *found])

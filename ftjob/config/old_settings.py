@@ -7,7 +7,7 @@ from the tables here and in `old_names`. Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -15,8 +15,7 @@ from ftjob.config.old_names import OLD_NAMES
 
 _FROM_FILES = "read from the checkpoint"
 _NOT_READ = "has no meaning here"
-# What `old_names` does not answer on the command line: name -> (key or "", remark). A key that this
-# version does not declare yet is named in the remark of the setting.
+# What `old_names` does not answer on the command line: name -> (key or "", remark).
 MORE_NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "model_type": ("model.family", "GPT is model=gpt2, T5 is model=t5; others are not read"),
@@ -42,8 +41,8 @@ MORE_NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "top_p_decay": ("decode.top_p_decay", ""),
         "top_p_min": ("decode.top_p_min", ""),
         "return_log_probs": ("decode.token_logprobs", "cum_logprob is always reported"),
-        "start_id": ("", _FROM_FILES),
-        "end_id": ("", _FROM_FILES),
+        "start_id": ("decode.start_id", f"{_FROM_FILES} where it is not set"),
+        "end_id": ("decode.end_id", f"{_FROM_FILES} where it is not set"),
         "decoder_start_token_id": ("", _FROM_FILES),
         "eos_token_id": ("", _FROM_FILES),
         "layernorm_eps": ("", f"{_FROM_FILES}; the old converters' 1e-6 runs as 1e-5"),
@@ -91,6 +90,7 @@ _NUMBERS: Mapping[str, float | None] = MappingProxyType(
         **{"decode.temperature": 1, "decode.repetition_penalty": 1, "decode.presence_penalty": 0},
         **{"decode.min_length": 0, "decode.beam_search_diversity_rate": 0, "decode.seed": None},
         **{"decode.top_p_decay": 1, "decode.top_p_min": None},
+        **{"decode.start_id": None, "decode.end_id": None},
     }
 )
 
@@ -110,14 +110,12 @@ def names() -> dict[str, tuple[str, str]]:
     return {**MORE_NAMES, **OLD_NAMES}
 
 
-def translate(settings: Mapping[str, str], declared: Collection[str]) -> list[Line]:
-    """A line for each setting, in order. `declared` are the keys that this version has."""
+def translate(settings: Mapping[str, str]) -> list[Line]:
+    """A line for each setting, in order."""
     lines = []
     for name, value in settings.items():
         key, remark = names().get(name, ("", "no parameter of FasterTransformer's"))
         override, more = _override(name, value, key, settings)
-        if override and override.partition("=")[0] not in {*declared, "model"}:
-            override, more = None, f"this version has no {key}: not translated"
         lines.append(Line(name, value, override, "; ".join(filter(None, (more, remark)))))
     return lines
 
@@ -175,10 +173,9 @@ def _number(text: str) -> float | None:
         return None
 
 
-def render_names(declared: Collection[str]) -> str:
+def render_names() -> str:
     """The README's table: FasterTransformer's name, ftjob's key, what changed."""
     lines = ["| FasterTransformer | ftjob | remark |", "| --- | --- | --- |"]
     for old, (key, remark) in {**OLD_NAMES, **names()}.items():
-        new = f"`{key}`" if key in declared else "not in this version" if key else "-"
-        lines.append(f"| `{old}` | {new} | {remark} |")
+        lines.append(f"| `{old}` | {f'`{key}`' if key else '-'} | {remark} |")
     return "\n".join(lines) + "\n"

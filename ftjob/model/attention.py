@@ -67,8 +67,8 @@ def look(
 ) -> torch.Tensor:
     """A few queries a row over the first `keys` columns: q [n * lanes, heads * size] -> the same.
 
-    Plain products: for so few queries torch's fused attention is slower on a CPU
-    (`eval/bench/cpu_parts`), and here beams share the keys of their row.
+    Plain products: for one query over few keys torch's fused attention is slower on a CPU, and for
+    more it is no faster (`eval/bench/cpu_parts`).
     """
     _, _, heads, _, size = kept.both.shape
     k, v = kept.both[:, :rows, :, :keys].flatten(1, 2).unbind(0)  # [n * heads, keys, size]

@@ -90,8 +90,7 @@ class Packing:
         Raises:
             ValueError: where lengths are not in falling order or a row wants nothing.
         """
-        if any(a < b for a, b in itertools.pairwise(lengths)):
-            raise ValueError("rows must be packed longest first")
+        _check_order(lengths)
         if any(not 0 <= w < n for w, n in zip(wanted_from, lengths, strict=True)):
             raise ValueError("every row must want at least one of its positions")
         starts = torch.tensor([0, *lengths]).cumsum(0)[:-1]
@@ -107,6 +106,11 @@ class Packing:
             _group(lengths[a:b], wanted_from[a:b], start, device) for a, b, start in _alike(lengths)
         ]
         return Packing(positions, wanted, tuple(groups))
+
+
+def _check_order(lengths: Sequence[int]) -> None:
+    if any(a < b for a, b in itertools.pairwise(lengths)):
+        raise ValueError("rows must be packed longest first")
 
 
 def _alike(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
@@ -189,8 +193,7 @@ class SourcePacking:
         Raises:
             ValueError: where lengths are not in falling order.
         """
-        if any(a < b for a, b in itertools.pairwise(lengths)):
-            raise ValueError("rows must be packed longest first")
+        _check_order(lengths)
         sizes = torch.tensor(lengths)
         rows = torch.arange(len(lengths)).repeat_interleave(sizes)
         positions = torch.arange(len(rows)) - (sizes.cumsum(0) - sizes)[rows]
