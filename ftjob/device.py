@@ -133,7 +133,7 @@ class DeviceThread(threading.Thread):
             stage.pack_head()
         kind = (DTYPES[self.job.config.model.dtype], self.device)
         generator = Generator(
-            self.job, self.spec, stage, self.wires, kind, self.pulse, self._working
+            self.job, self.spec, stage, self.wires, kind, self.pulse, self._working, self._capturing
         )
         warm = GenerateRequest(Row(0, 0, b"", ""), "", self._warm_ids(), 2)
         chunks = iter([Chunk(-1, (warm,)), None])
@@ -182,6 +182,11 @@ class DeviceThread(threading.Thread):
     @contextmanager
     def _working(self) -> Iterator[None]:
         with self.phases.phase(self.phase, self.spec.local), self._memory_error():
+            yield
+
+    @contextmanager
+    def _capturing(self) -> Iterator[None]:
+        with self.phases.phase("capture", self.spec.local), self._memory_error():
             yield
 
     def _build(self) -> Stage:

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
-from ftjob.model.attention import Attention, Kept, StepView
+from ftjob.model.attention import Attention, Keep, Sight
 from ftjob.model.layers import Kind, Mlp, WeightFormat, make_norm
 from ftjob.model.packing import Packing
 from ftjob.model.stage import Entry, Part, Stage
@@ -33,16 +34,16 @@ class Layer(nn.Module):
         x: torch.Tensor,
         packing: Packing,
         only_wanted: bool,
-        kept: tuple[Kept, torch.Tensor] | None = None,
+        keep: Callable[[torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
         """[N, H] -> [N, H], or [M, H]: after the last layer only the wanted positions matter."""
         residual = x[packing.wanted] if only_wanted else x
-        x = self.attention.add_to(residual, self.attention_norm(x), packing, only_wanted, kept)
+        x = self.attention.add_to(residual, self.attention_norm(x), packing, only_wanted, keep)
         return self.mlp.add_to(x, self.mlp_norm(x))
 
-    def step(self, x: torch.Tensor, views: Sequence[StepView], layer: int) -> torch.Tensor:
-        """[N, H] -> [N, H], over the cache of this layer of the stage."""
-        x = self.attention.step(x, self.attention_norm(x), views, layer)
+    def step(self, x: torch.Tensor, sight: Sight, layer: int) -> torch.Tensor:
+        """[N, H] -> [N, H]; `layer` is this one's place in the stage."""
+        x = self.attention.step(x, self.attention_norm(x), sight, layer)
         return self.mlp.add_to(x, self.mlp_norm(x))
 
 
@@ -72,35 +73,27 @@ class DecoderStage(Stage):
         return self.norm(x) if self.last else x
 
     def enter(
-        self, x: torch.Tensor, entry: Entry, kept: Sequence[Kept], pulse: Callable[[], None]
+        self, x: torch.Tensor, entry: Entry, keep: Keep, pulse: Callable[[], None]
     ) -> torch.Tensor:
-        """Prompts but for their last token, which is the first step's: the cache gets their keys
-        and values, and nobody needs what the last layer makes of them."""
+        """Prompts but for their last token, which is the first step's: their keys and values are
+        kept, and nobody needs what the last layer makes of them."""
         lengths = [n for n in entry.lengths if n]
         packing = Packing.of(lengths, [n - 1 for n in lengths], x.device)
-        counts = torch.tensor(lengths, device=x.device)
-        rows = torch.arange(len(lengths), device=x.device).repeat_interleave(counts)
         if self.first:
             x = self.embed(x, packing.positions)
-        for layer, own in zip(self.stack, kept, strict=True):
+        for i, layer in enumerate(self.stack):
             if layer is self.final:
-                layer.attention.keep(layer.attention_norm(x), packing, (own, rows))
+                keep(i, layer.attention.keys_values(layer.attention_norm(x)))
             else:
-                x = layer(x, packing, False, (own, rows))
+                x = layer(x, packing, False, partial(keep, i))
             pulse()
         return x
 
-    def step(
-        self,
-        x: torch.Tensor,
-        views: Sequence[StepView],
-        pulse: Callable[[], None],
-    ) -> torch.Tensor:
+    def step(self, x: torch.Tensor, sight: Sight, pulse: Callable[[], None]) -> torch.Tensor:
         """A token of every lane: ids [N] on the first stage, else [N, H], to [N, H]."""
         if self.first:
-            places = [v.positions for v in views if v.positions is not None]
-            x = self.embed(x, torch.cat(places) if places else None)
+            x = self.embed(x, sight.positions)
         for i, layer in enumerate(self.stack):
-            x = layer.step(x, views, i)
+            x = layer.step(x, sight, i)
             pulse()
         return self.norm(x) if self.last else x
