@@ -95,7 +95,6 @@ def step_attention(
         SIZE=size,
         PADDED=max(16, triton.next_power_of_2(size)),
         LANES=lanes,
-        # a product of matrices has 16 rows at least; a single lane makes sums instead
         HELD=1 if lanes == 1 else max(16, triton.next_power_of_2(lanes)),
         KEYS=KEYS_F32 if exact else KEYS,
         OWN=new is not None,
@@ -104,16 +103,6 @@ def step_attention(
         num_warps=4,
     )
     return out
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _products(a, b, HELD: tl.constexpr):  # type: ignore[no-untyped-def]
-    """a [HELD, M] b [M, N] -> f32 [HELD, N]."""
-    if HELD == 1:
-        found = tl.sum(tl.trans(a).to(tl.float32) * b.to(tl.float32), 0)[None, :]
-    else:
-        found = tl.dot(a, b, input_precision="ieee")
-    return found
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -176,7 +165,10 @@ def _look(
         mask = there[:, None] & (columns < SIZE)[None, :]
         offset = at.to(tl.int64)[:, None] * SIZE + columns[None, :]
         k = tl.load(k_pool + offset, mask=mask, other=0.0)
-        scores = _products(own, tl.trans(k), HELD) * scale
+        if HELD == 1:  # sums, for a product of matrices has 16 rows at least
+            scores = tl.sum(own.to(tl.float32) * k.to(tl.float32), 1)[None, :] * scale
+        else:
+            scores = tl.dot(own, tl.trans(k), input_precision="ieee") * scale
         seen = there[None, :]
         if OWN:
             made = (at - prefix) // LANES
@@ -198,9 +190,11 @@ def _look(
         shrink = tl.exp2(best - known)
         best, total = highest, total * shrink + tl.sum(weights, 1)
         v = tl.load(v_pool + offset, mask=mask, other=0.0)
-        if HELD > 1:
-            weights = weights.to(v.dtype)
-        acc = acc * shrink[:, None] + _products(weights, v, HELD)
+        if HELD == 1:
+            more = tl.sum(tl.trans(weights) * v.to(tl.float32), 0)[None, :]
+        else:
+            more = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        acc = acc * shrink[:, None] + more
 
     if OWN and split == splits - 1:
         k = tl.load(new + at_lane * new_stride + place[None, :], mask=mine, other=0.0)
