@@ -16,7 +16,7 @@ from torch import nn
 
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
-from ftjob.model.layers import Kind, Linear, RowLinear, WeightFormat
+from ftjob.model.layers import Kind, Linear, Residual, RowLinear, WeightFormat
 from ftjob.model.packing import Blocks, Group, Packing, SourcePacking
 
 
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         packing: Packing,
         only_wanted: bool,
         kept: tuple[Kept, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
+    ) -> Residual:
         """residual + causal attention of the normed x: [N, H], or [M, H] at the wanted positions
         alone with the residual already there. Keys and values are `kept` besides, at the rows [N]
         of their tokens."""
@@ -132,7 +132,7 @@ class Attention(nn.Module):
         x: torch.Tensor,
         packing: SourcePacking,
         masks: list[torch.Tensor],
-    ) -> torch.Tensor:
+    ) -> Residual:
         """residual + attention of the normed x over whole rows: [N, H]. `masks` has for each group
         what is added to its scores, [1 or rows, heads, width, width]; for blocks, alone, the
         biases of all distances, [heads, 2 * reach + 1]."""
@@ -153,7 +153,7 @@ class Attention(nn.Module):
 
     def step(
         self, residual: torch.Tensor, x: torch.Tensor, views: Sequence[StepView], layer: int
-    ) -> torch.Tensor:
+    ) -> Residual:
         """residual + attention of a decode step over the cache of this layer of the stage, which
         gets its keys and values first: [N, H], the lanes of one view after the other's."""
         qkv = self.qkv(x)
@@ -222,7 +222,7 @@ class CrossAttention(nn.Module):
 
     def step(
         self, residual: torch.Tensor, x: torch.Tensor, views: Sequence[StepView], layer: int
-    ) -> torch.Tensor:
+    ) -> Residual:
         """residual + attention of the normed x over the source: [N, H]."""
         parts = []
         for q, view in zip(_split_by(self.q(x), views), views, strict=True):

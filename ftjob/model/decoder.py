@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
 from ftjob.model.attention import Attention, Kept, StepView
-from ftjob.model.layers import Kind, Mlp, WeightFormat, make_norm
+from ftjob.model.layers import Kind, Mlp, Residual, WeightFormat, make_norm
 from ftjob.model.packing import Packing
 from ftjob.model.stage import Entry, Part, Stage
 
@@ -30,20 +31,22 @@ class Layer(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,
+        x: Residual,
         packing: Packing,
         only_wanted: bool,
         kept: tuple[Kept, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
+    ) -> Residual:
         """[N, H] -> [N, H], or [M, H]: after the last layer only the wanted positions matter."""
-        residual = x[packing.wanted] if only_wanted else x
-        x = self.attention.add_to(residual, self.attention_norm(x), packing, only_wanted, kept)
-        return self.mlp.add_to(x, self.mlp_norm(x))
+        residual, normed = self.attention_norm.add(x)
+        if only_wanted:
+            residual = residual[packing.wanted]
+        x = self.attention.add_to(residual, normed, packing, only_wanted, kept)
+        return self.mlp.add_to(*self.mlp_norm.add(x))
 
-    def step(self, x: torch.Tensor, views: Sequence[StepView], layer: int) -> torch.Tensor:
+    def step(self, x: Residual, views: Sequence[StepView], layer: int) -> Residual:
         """[N, H] -> [N, H], over the cache of this layer of the stage."""
-        x = self.attention.step(x, self.attention_norm(x), views, layer)
-        return self.mlp.add_to(x, self.mlp_norm(x))
+        x = self.attention.step(*self.attention_norm.add(x), views, layer)
+        return self.mlp.add_to(*self.mlp_norm.add(x))
 
 
 class DecoderStage(Stage):
@@ -64,12 +67,11 @@ class DecoderStage(Stage):
         Gives [N, H], or on the last stage [M, H] at the wanted positions, normed for `logits`.
         `pulse` is called after each layer, as a sign of life.
         """
-        if self.first:
-            x = self.embed(x, packing.positions)
+        residual = Residual(self.embed(x, packing.positions) if self.first else x)
         for layer in self.stack:
-            x = layer(x, packing, only_wanted=layer is self.final)
+            residual = layer(residual, packing, only_wanted=layer is self.final)
             pulse()
-        return self.norm(x) if self.last else x
+        return self.handed_on(residual)
 
     def enter(
         self, x: torch.Tensor, entry: Entry, kept: Sequence[Kept], pulse: Callable[[], None]
@@ -77,18 +79,18 @@ class DecoderStage(Stage):
         """Prompts but for their last token, which is the first step's: the cache gets their keys
         and values, and nobody needs what the last layer makes of them."""
         lengths = [n for n in entry.lengths if n]
-        packing = Packing.of(lengths, [n - 1 for n in lengths], x.device)
-        counts = torch.tensor(lengths, device=x.device)
-        rows = torch.arange(len(lengths), device=x.device).repeat_interleave(counts)
-        if self.first:
-            x = self.embed(x, packing.positions)
+        numbers = np.repeat(np.arange(len(lengths)), lengths)
+        wanted = [n - 1 for n in lengths]
+        packing, (rows,) = Packing.beside([numbers], lengths, wanted, x.device, fill=False)
+        residual = Residual(self.embed(x, packing.positions) if self.first else x)
         for layer, own in zip(self.stack, kept, strict=True):
             if layer is self.final:
-                layer.attention.keep(layer.attention_norm(x), packing, (own, rows))
+                _, normed = layer.attention_norm.add(residual)
+                layer.attention.keep(normed, packing, (own, rows))
             else:
-                x = layer(x, packing, False, (own, rows))
+                residual = layer(residual, packing, False, (own, rows))
             pulse()
-        return x
+        return residual.total()
 
     def step(
         self,
@@ -100,7 +102,8 @@ class DecoderStage(Stage):
         if self.first:
             places = [v.positions for v in views if v.positions is not None]
             x = self.embed(x, torch.cat(places) if places else None)
+        residual = Residual(x)
         for i, layer in enumerate(self.stack):
-            x = layer.step(x, views, i)
+            residual = layer.step(residual, views, i)
             pulse()
-        return self.norm(x) if self.last else x
+        return self.handed_on(residual)

@@ -16,7 +16,7 @@ from torch import nn
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
 from ftjob.model.attention import Attention, CrossAttention, Kept, StepView
-from ftjob.model.layers import Kind, Mlp, WeightFormat, make_norm
+from ftjob.model.layers import Kind, Mlp, Residual, WeightFormat, make_norm
 from ftjob.model.packing import SourcePacking
 from ftjob.model.relative import RelativeBias
 from ftjob.model.stage import Entry, Part, Stage
@@ -32,12 +32,10 @@ class EncoderLayer(nn.Module):
         self.mlp_norm = make_norm(arch, kind)
         self.mlp = Mlp(arch, weights, kind, group)
 
-    def forward(
-        self, x: torch.Tensor, packing: SourcePacking, masks: list[torch.Tensor]
-    ) -> torch.Tensor:
+    def forward(self, x: Residual, packing: SourcePacking, masks: list[torch.Tensor]) -> Residual:
         """[N, H] -> [N, H]."""
-        x = self.attention.both_ways(x, self.attention_norm(x), packing, masks)
-        return self.mlp.add_to(x, self.mlp_norm(x))
+        x = self.attention.both_ways(*self.attention_norm.add(x), packing, masks)
+        return self.mlp.add_to(*self.mlp_norm.add(x))
 
 
 class DecoderLayer(nn.Module):
@@ -52,11 +50,11 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = make_norm(arch, kind)
         self.mlp = Mlp(arch, weights, kind, group)
 
-    def step(self, x: torch.Tensor, views: Sequence[StepView], layer: int) -> torch.Tensor:
+    def step(self, x: Residual, views: Sequence[StepView], layer: int) -> Residual:
         """[N, H] -> [N, H], over the cache of this layer of the stage."""
-        x = self.attention.step(x, self.attention_norm(x), views, layer)
-        x = self.cross.step(x, self.cross_norm(x), views, layer)
-        return self.mlp.add_to(x, self.mlp_norm(x))
+        x = self.attention.step(*self.attention_norm.add(x), views, layer)
+        x = self.cross.step(*self.cross_norm.add(x), views, layer)
+        return self.mlp.add_to(*self.mlp_norm.add(x))
 
 
 class Seq2SeqStage(Stage):
@@ -88,13 +86,11 @@ class Seq2SeqStage(Stage):
         masks = [self._mask(g.width, g.mask, x.device) for g in packing.groups]
         if packing.blocks is not None:
             masks = [self.encoder_bias.every.t().contiguous()]
-        if self.first:
-            x = self.embed(x, packing.positions)
+        residual = Residual(self.embed(x, packing.positions) if self.first else x)
         for layer in self.readers:
-            x = layer(x, packing, masks)
+            residual = layer(residual, packing, masks)
             pulse()
-        encoded: torch.Tensor = self.encoder_norm(x) if self.last else x
-        return encoded
+        return self.encoder_norm.add(residual)[1] if self.last else residual.total()
 
     def _mask(self, width: int, padding: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         """What a group's scores get: biases, and -inf at padding."""
@@ -119,10 +115,11 @@ class Seq2SeqStage(Stage):
         if self.first:
             x = self.embed(x, None)
         views = [self._biased(view) for view in views]
+        residual = Residual(x)
         for i, layer in enumerate(self.stack):
-            x = layer.step(x, views, i)
+            residual = layer.step(residual, views, i)
             pulse()
-        return self.norm(x) if self.last else x
+        return self.handed_on(residual)
 
     def _biased(self, view: StepView) -> StepView:
         """The view with the biases of relative positions in its mask."""
