@@ -23,7 +23,6 @@ from ftjob.decode.scoring import score_chunk
 from ftjob.kernels import linear_cpu
 from ftjob.model.arch import Arch, Relative
 from ftjob.model.arrays import ALIGNED, joined, parts
-from ftjob.model.layers import Kind
 from ftjob.model.packing import Packing, padded
 from ftjob.model.stage import Entry, Part, Stage, make_stage
 from ftjob.tasks.base import Row, Scored, ScoreRequest
@@ -61,28 +60,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
 
 def stage_of(arch: Arch, group: Comm, device: torch.device, part: Part | None = None) -> Stage:
-    """A stage whose parameters are the same however it is cut: made whole, then shared out."""
-    kind: Kind = (torch.float32, device)
+    """A stage of random numbers, others on each rank."""
     part = part or Part(range(arch.layers), range(arch.encoder_layers), True, True)
-    whole = make_stage(arch, part, "float", kind, Solo())
-    made = torch.Generator().manual_seed(0)
-    stage = make_stage(arch, part, "float", kind, group)
-    mine = dict(stage.named_parameters())
-    for name, parameter in whole.named_parameters():
+    stage = make_stage(arch, part, "float", (torch.float32, device), group)
+    made = torch.Generator().manual_seed(group.rank)
+    for name, parameter in list(stage.named_parameters()):
         value = torch.randn(parameter.shape, generator=made) * 0.3
-        if "norm" in name and name.endswith("weight"):
-            value += 1.0
-        for axis, size in enumerate(mine[name].shape):
-            ways = -(-value.shape[axis] // size)
-            if ways == 1:
-                continue
-            stacked = (
-                3 if "qkv" in name else 2 if ".kv" in name or (arch.gated and ".up" in name) else 1
-            )
-            thirds = [third.split(size // stacked, axis) for third in value.chunk(stacked, axis)]
-            value = torch.cat([third[group.rank] for third in thirds], axis)
-        missing = mine[name].shape[0] - value.shape[0]  # the vocabulary's padding
-        stage.fill(name, torch.cat([value, value.new_zeros(missing, *value.shape[1:])]), False)
+        about = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        stage.fill(name, value.to(device) + about, False)
     return stage
 
 
@@ -103,7 +88,6 @@ def scored(ways: int, device: torch.device) -> list[list[Scored]]:
                 Part(range(1, 2), range(0), False, True),
             )
             first, last = (stage_of(GPT, group, device, span) for span in spans)
-            last.head.data.copy_(first.embed.tokens)
             x = score_chunk(first, chunk, device, lambda: None)
             found = score_chunk(last, chunk, device, lambda: None, x)
         return found.answers(lambda: None)
