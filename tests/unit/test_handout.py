@@ -73,11 +73,11 @@ def test_a_chunk_a_stage_and_some_ahead(
     handout.step()
     assert len(wire.sent) == replicas * (pipeline + ahead)
     handout.step()
-    assert len(wire.sent) == replicas * (pipeline + 1), "nobody has finished"
+    assert len(wire.sent) == replicas * (pipeline + ahead), "nobody has finished"
     first = wire.sent[0][1]
     handout.done(done(first))
     handout.step()
-    assert [w.replica for _, w in wire.sent[replicas * (pipeline + 1) :]] == [first.replica]
+    assert [w.replica for _, w in wire.sent[replicas * (pipeline + ahead) :]] == [first.replica]
 
 
 def test_every_rank_of_a_replica_gets_its_chunks_in_one_order() -> None:
