@@ -9,19 +9,20 @@ from ftjob.model.arch import Arch
 from ftjob.tasks.base import GenerateRequest, Row, ScoreRequest
 
 # On a GPU the first chunk of a size looks for memory and for the fastest products of that size:
-# scoring warms up on so many tokens at most, in rows of so many, and on a CPU on one row of 8.
-TOKENS, LENGTH = 16384, 64
+# scoring warms up there on so many tokens at most, in rows of so many; on a CPU on one row of 8.
+TOKENS, LENGTH = 16384, 128
 SHORT = 8
+# Tokens of a row that are scored: as many positions as words have in chunks of that size.
+SCORED = 4
 _ROW = Row(0, 0, b"", "")
 
 
 def to_score(arch: Arch, max_tokens: int, gpu: bool) -> Chunk:
-    """Rows to be scored at their last token, which is no input: at most `max_tokens` tokens in all,
-    or one row."""
+    """Rows to be scored at their last tokens: at most `max_tokens` tokens in all, or one row."""
     length = min(LENGTH if gpu else SHORT, (arch.positions or LENGTH) + 1)
     rows = max(1, min(TOKENS, max_tokens) // length) if gpu else 1
-    last = length - 1
-    return Chunk(-1, (ScoreRequest(_ROW, "", _ids(arch, length), last, last),) * rows)
+    first = max(1, length - SCORED)
+    return Chunk(-1, (ScoreRequest(_ROW, "", _ids(arch, length), first, first),) * rows)
 
 
 def to_continue(arch: Arch) -> Chunk:

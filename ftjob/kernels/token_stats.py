@@ -33,7 +33,10 @@ def row_stats(
     return at_target, top, second, total, best
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# a slice of a long chunk may begin anywhere; it must not be compiled for that
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize_on_alignment=["targets", "at_target", "tops", "seconds", "totals", "winners"]
+)
 def _row_stats(
     scores,
     targets,
