@@ -258,6 +258,8 @@ class DeviceThread(threading.Thread):
         """Begin a chunk, with what the stage before made of it. Where a stage comes after, the
         chunk goes there and the rank is told so."""
         wires, before = self.wires, None
+        while wires.before is not None and self._flying:  # a wait for others is not their time
+            self._tell()
         self.pulse()
         self.serving = (chunk,)
         if wires.before is not None:

@@ -63,6 +63,18 @@ def test_sum_and_norm(
     torch.testing.assert_close(normed.double(), expected, rtol=0, atol=3 * TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_the_norm_is_that_of_the_sum_as_it_is_kept(dtype: torch.dtype) -> None:
+    """A stage that is handed the stream must norm it as the stage before would: here all of a small
+    product is lost where the sum is rounded, and nothing is left to be normed."""
+    residual = torch.full((1, 24), 2048.0, device=DEVICE, dtype=dtype)
+    product = torch.tensor([0.25, -0.25] * 12, device=DEVICE, dtype=dtype).unsqueeze(0)
+    weight, bias = torch.ones(24, device=DEVICE, dtype=dtype), torch.zeros(24, device=DEVICE)
+    total, normed = add_norm(residual, product, None, weight, bias.to(dtype), 1e-5, centred=True)
+    assert torch.equal(total, residual)
+    assert bool((normed == 0).all())
+
+
 def test_epsilon_counts() -> None:
     residual = torch.full((1, 12), 1e-3, device=DEVICE)
     weight = torch.ones(12, device=DEVICE)
