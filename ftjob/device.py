@@ -170,7 +170,7 @@ class DeviceThread(threading.Thread):
             stage.pack_head()
         kind = (DTYPES[self.job.config.model.dtype], self.device)
         generator = Generator(
-            self.job, self.spec, stage, self.wires, kind, self.pulse, self._working
+            self.job, self.spec, stage, self.wires, kind, self.pulse, self._working, self._capturing
         )
         chunks = iter([warm.to_continue(self.job.source.arch), None])
         self.phase = "warm-up"
@@ -218,6 +218,11 @@ class DeviceThread(threading.Thread):
     @contextmanager
     def _working(self) -> Iterator[None]:
         with self.phases.phase(self.phase, self.spec.local), self._memory_error():
+            yield
+
+    @contextmanager
+    def _capturing(self) -> Iterator[None]:
+        with self.phases.phase("capture", self.spec.local), self._memory_error():
             yield
 
     def _build(self) -> Stage:

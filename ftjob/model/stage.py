@@ -17,7 +17,7 @@ from torch import nn
 from ftjob.comm import Comm
 from ftjob.kernels import linear_cpu
 from ftjob.model.arch import Arch
-from ftjob.model.attention import Kept, StepView
+from ftjob.model.attention import Keep, Sight
 from ftjob.model.layers import (
     Embedding,
     Kind,
@@ -128,24 +128,20 @@ class Stage(nn.Module):
         return self.norm.add(residual)[1] if self.last else residual.total()
 
     def enter(
-        self, x: torch.Tensor, entry: Entry, kept: Sequence[Kept], pulse: Callable[[], None]
+        self, x: torch.Tensor, entry: Entry, keep: Keep, pulse: Callable[[], None]
     ) -> torch.Tensor:
         """Read new rows: entry.ids on the first stage, else what the stage before gave, [N, H].
-        Gives [N, H] for the next stage, or on the last one for `admit`."""
+        `keep` gets keys and values of prompts. Gives [N, H] for the next stage, or on the last one
+        for `admit`."""
         raise TypeError(f"{type(self).__name__} does not generate")
 
-    def admit(self, encoded: torch.Tensor, entry: Entry, sources: Sequence[Kept]) -> None:
+    def admit(self, encoded: torch.Tensor, keep: Keep) -> None:
         """Make of the encoder's output [N, H] what the decode steps look at; nothing to do without
         an encoder."""
 
-    def step(
-        self,
-        x: torch.Tensor,
-        views: Sequence[StepView],
-        pulse: Callable[[], None],
-    ) -> torch.Tensor:
-        """One token of every lane, view after view: its ids [N] on the first stage, else [N, H].
-        Gives [N, H], on the last stage normed for `logits`."""
+    def step(self, x: torch.Tensor, sight: Sight, pulse: Callable[[], None]) -> torch.Tensor:
+        """One token of every lane: its ids [N] on the first stage, else [N, H]. Gives [N, H], on
+        the last stage normed for `logits`."""
         raise TypeError(f"{type(self).__name__} does not generate")
 
 
