@@ -18,14 +18,14 @@ LAG = 1
 
 
 class Fetched:
-    """A tensor on its way to the host."""
+    """A tensor on its way to the host: `host`, as soon as it is `here`."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._event: torch.cuda.Event | None = None
-        self._host = tensor
+        self.host = tensor
         if tensor.is_cuda:
-            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._host.copy_(tensor, non_blocking=True)
+            self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self.host.copy_(tensor, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
@@ -39,7 +39,7 @@ class Fetched:
         while not self.here:
             pulse()
             time.sleep(0)
-        return self._host
+        return self.host
 
 
 class Looks:

@@ -17,6 +17,7 @@ import torch
 from ftjob import kernels
 from ftjob.batching import Chunk
 from ftjob.comm import Comm
+from ftjob.decode.looks import Fetched
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.packing import Packing
 from ftjob.tasks.base import Scored, ScoreRequest
@@ -34,18 +35,13 @@ class Scoring:
     def __init__(
         self, requests: Sequence[ScoreRequest], order: Sequence[int], stats: Stats
     ) -> None:
-        self._requests, self._order, self._stats = requests, order, stats
-        self._event: torch.cuda.Event | None = None
-        if stats[0].device.type == "cuda":
-            # to pinned memory, and only the event says when they are there
-            self._stats = tuple(column.to("cpu", non_blocking=True) for column in stats)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+        self._requests, self._order = requests, order
+        self._columns = [Fetched(column) for column in stats]
 
     @property
     def done(self) -> bool:
         """Whether `answers` need not wait."""
-        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+        return all(column.here for column in self._columns)
 
     def answers(self, check: Callable[[], None]) -> list[Scored]:
         """In the chunk's order. `check` is called again and again while the device works; it may
@@ -53,7 +49,7 @@ class Scoring:
         while not self.done:
             check()
             time.sleep(LOOK_S)
-        columns = [column.tolist() for column in self._stats]
+        columns = [column.host.tolist() for column in self._columns]
         rows = [self._requests[i] for i in self._order]
         ends = accumulate((len(r.ids) - r.scored_from for r in rows), initial=0)
         found = [Scored(*(c[a:b] for c in columns)) for a, b in pairwise(ends)]
