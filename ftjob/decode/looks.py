@@ -18,23 +18,28 @@ LAG = 1
 
 
 class Fetched:
-    """A tensor on its way to the host."""
+    """A tensor on its way to the host: `host`, as soon as it is `here`."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._event: torch.cuda.Event | None = None
-        self._host = tensor
+        self.host = tensor
         if tensor.is_cuda:
-            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._host.copy_(tensor, non_blocking=True)
+            self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self.host.copy_(tensor, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
+    @property
+    def here(self) -> bool:
+        """Whether `take` need not wait."""
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+
     def take(self, pulse: Pulse) -> torch.Tensor:
         """The tensor, once it is here; never waits without a sign of life."""
-        while self._event is not None and not self._event.query():  # type: ignore[no-untyped-call]
+        while not self.here:
             pulse()
             time.sleep(0)
-        return self._host
+        return self.host
 
 
 class Looks:

@@ -243,7 +243,7 @@ class Generator:
             assert self._wires.after is not None
             self._wires.after.put(self._tag(self._turn, PROMPTS), found, self._pulse)
             return
-        for request, answer in zip(scored, found, strict=True):
+        for request, answer in zip(scored, found.answers(self._pulse.check), strict=True):
             batch.prompts[request.key] = math.fsum(answer.logprobs)
 
     def _step(self, batch: _MicroBatch) -> None:

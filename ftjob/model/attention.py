@@ -16,7 +16,7 @@ from torch import nn
 
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
-from ftjob.model.layers import Kind, Linear, RowLinear, WeightFormat
+from ftjob.model.layers import Kind, Linear, Residual, RowLinear, WeightFormat
 from ftjob.model.packing import Blocks, Group, Packing, SourcePacking
 from ftjob.model.relative import RelativeBias
 
@@ -60,7 +60,7 @@ class Attention(nn.Module):
         packing: Packing,
         only_wanted: bool,
         keep: Callable[[torch.Tensor], None] | None = None,
-    ) -> torch.Tensor:
+    ) -> Residual:
         """residual + causal attention of the normed x: [N, H], or [M, H] at the wanted positions
         alone with the residual already there. `keep` gets the keys and values besides."""
         qkv = self.qkv(x)
@@ -86,7 +86,7 @@ class Attention(nn.Module):
         x: torch.Tensor,
         packing: SourcePacking,
         masks: list[torch.Tensor],
-    ) -> torch.Tensor:
+    ) -> Residual:
         """residual + attention of the normed x over whole rows: [N, H]. `masks` has for each group
         what is added to its scores, [1 or rows, heads, width, width]; for blocks, alone, the
         biases of all distances, [heads, 2 * reach + 1]."""
@@ -105,9 +105,7 @@ class Attention(nn.Module):
             parts.append(out if g.keep is None else out[g.keep])
         return self.out.add_to(residual, parts[0] if len(parts) == 1 else torch.cat(parts))
 
-    def step(
-        self, residual: torch.Tensor, x: torch.Tensor, sight: Sight, layer: int
-    ) -> torch.Tensor:
+    def step(self, residual: torch.Tensor, x: torch.Tensor, sight: Sight, layer: int) -> Residual:
         """residual + attention of a decode step over the rows so far, which get its keys and
         values first; `layer` is this one's place in the stage: [N, H]."""
         return self.out.add_to(residual, sight.own(layer, self.qkv(x), self.scale))
@@ -161,8 +159,6 @@ class CrossAttention(nn.Module):
         self.kv = Linear(arch.hidden, 2 * width, weights, kind, bias=arch.biases)
         self.out = RowLinear(width, arch.hidden, weights, kind, group, bias=arch.biases)
 
-    def step(
-        self, residual: torch.Tensor, x: torch.Tensor, sight: Sight, layer: int
-    ) -> torch.Tensor:
+    def step(self, residual: torch.Tensor, x: torch.Tensor, sight: Sight, layer: int) -> Residual:
         """residual + attention of the normed x over the source: [N, H]."""
         return self.out.add_to(residual, sight.source(layer, self.q(x), self.scale))

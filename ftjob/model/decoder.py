@@ -14,7 +14,7 @@ from torch import nn
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
 from ftjob.model.attention import Attention, Keep, Sight
-from ftjob.model.layers import Kind, Mlp, WeightFormat, make_norm
+from ftjob.model.layers import Kind, Mlp, Residual, WeightFormat, make_norm
 from ftjob.model.packing import Packing
 from ftjob.model.stage import Entry, Part, Stage
 
@@ -31,20 +31,22 @@ class Layer(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,
+        x: Residual,
         packing: Packing,
         only_wanted: bool,
         keep: Callable[[torch.Tensor], None] | None = None,
-    ) -> torch.Tensor:
+    ) -> Residual:
         """[N, H] -> [N, H], or [M, H]: after the last layer only the wanted positions matter."""
-        residual = x[packing.wanted] if only_wanted else x
-        x = self.attention.add_to(residual, self.attention_norm(x), packing, only_wanted, keep)
-        return self.mlp.add_to(x, self.mlp_norm(x))
+        residual, normed = self.attention_norm.add(x)
+        if only_wanted:
+            residual = residual[packing.wanted]
+        x = self.attention.add_to(residual, normed, packing, only_wanted, keep)
+        return self.mlp.add_to(*self.mlp_norm.add(x))
 
-    def step(self, x: torch.Tensor, sight: Sight, layer: int) -> torch.Tensor:
+    def step(self, x: Residual, sight: Sight, layer: int) -> Residual:
         """[N, H] -> [N, H]; `layer` is this one's place in the stage."""
-        x = self.attention.step(x, self.attention_norm(x), sight, layer)
-        return self.mlp.add_to(x, self.mlp_norm(x))
+        x = self.attention.step(*self.attention_norm.add(x), sight, layer)
+        return self.mlp.add_to(*self.mlp_norm.add(x))
 
 
 class DecoderStage(Stage):
@@ -65,12 +67,11 @@ class DecoderStage(Stage):
         Gives [N, H], or on the last stage [M, H] at the wanted positions, normed for `logits`.
         `pulse` is called after each layer, as a sign of life.
         """
-        if self.first:
-            x = self.embed(x, packing.positions)
+        residual = Residual(self.embed(x, packing.positions) if self.first else x)
         for layer in self.stack:
-            x = layer(x, packing, only_wanted=layer is self.final)
+            residual = layer(residual, packing, only_wanted=layer is self.final)
             pulse()
-        return self.norm(x) if self.last else x
+        return self.handed_on(residual)
 
     def enter(
         self, x: torch.Tensor, entry: Entry, keep: Keep, pulse: Callable[[], None]
@@ -79,21 +80,21 @@ class DecoderStage(Stage):
         kept, and nobody needs what the last layer makes of them."""
         lengths = [n for n in entry.lengths if n]
         packing = Packing.of(lengths, [n - 1 for n in lengths], x.device)
-        if self.first:
-            x = self.embed(x, packing.positions)
+        residual = Residual(self.embed(x, packing.positions) if self.first else x)
         for i, layer in enumerate(self.stack):
             if layer is self.final:
-                keep(i, layer.attention.keys_values(layer.attention_norm(x)))
+                keep(i, layer.attention.keys_values(layer.attention_norm.add(residual)[1]))
             else:
-                x = layer(x, packing, False, partial(keep, i))
+                residual = layer(residual, packing, False, partial(keep, i))
             pulse()
-        return x
+        return residual.total()
 
     def step(self, x: torch.Tensor, sight: Sight, pulse: Callable[[], None]) -> torch.Tensor:
         """A token of every lane: ids [N] on the first stage, else [N, H], to [N, H]."""
         if self.first:
             x = self.embed(x, sight.positions)
+        residual = Residual(x)
         for i, layer in enumerate(self.stack):
-            x = layer.step(x, sight, i)
+            residual = layer.step(residual, sight, i)
             pulse()
-        return self.norm(x) if self.last else x
+        return self.handed_on(residual)

@@ -15,7 +15,7 @@ from torch import nn
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
 from ftjob.model.attention import Attention, CrossAttention, Keep, Sight
-from ftjob.model.layers import Kind, Mlp, WeightFormat, make_norm
+from ftjob.model.layers import Kind, Mlp, Residual, WeightFormat, make_norm
 from ftjob.model.packing import SourcePacking
 from ftjob.model.relative import RelativeBias
 from ftjob.model.stage import Entry, Part, Stage
@@ -31,12 +31,10 @@ class EncoderLayer(nn.Module):
         self.mlp_norm = make_norm(arch, kind)
         self.mlp = Mlp(arch, weights, kind, group)
 
-    def forward(
-        self, x: torch.Tensor, packing: SourcePacking, masks: list[torch.Tensor]
-    ) -> torch.Tensor:
+    def forward(self, x: Residual, packing: SourcePacking, masks: list[torch.Tensor]) -> Residual:
         """[N, H] -> [N, H]."""
-        x = self.attention.both_ways(x, self.attention_norm(x), packing, masks)
-        return self.mlp.add_to(x, self.mlp_norm(x))
+        x = self.attention.both_ways(*self.attention_norm.add(x), packing, masks)
+        return self.mlp.add_to(*self.mlp_norm.add(x))
 
 
 class DecoderLayer(nn.Module):
@@ -51,11 +49,11 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = make_norm(arch, kind)
         self.mlp = Mlp(arch, weights, kind, group)
 
-    def step(self, x: torch.Tensor, sight: Sight, layer: int) -> torch.Tensor:
+    def step(self, x: Residual, sight: Sight, layer: int) -> Residual:
         """[N, H] -> [N, H]; `layer` is this one's place in the stage."""
-        x = self.attention.step(x, self.attention_norm(x), sight, layer)
-        x = self.cross.step(x, self.cross_norm(x), sight, layer)
-        return self.mlp.add_to(x, self.mlp_norm(x))
+        x = self.attention.step(*self.attention_norm.add(x), sight, layer)
+        x = self.cross.step(*self.cross_norm.add(x), sight, layer)
+        return self.mlp.add_to(*self.mlp_norm.add(x))
 
 
 class Seq2SeqStage(Stage):
@@ -87,13 +85,11 @@ class Seq2SeqStage(Stage):
         masks = [self._mask(g.width, g.mask, x.device) for g in packing.groups]
         if packing.blocks is not None:
             masks = [self.encoder_bias.every.t().contiguous()]
-        if self.first:
-            x = self.embed(x, packing.positions)
+        residual = Residual(self.embed(x, packing.positions) if self.first else x)
         for layer in self.readers:
-            x = layer(x, packing, masks)
+            residual = layer(residual, packing, masks)
             pulse()
-        encoded: torch.Tensor = self.encoder_norm(x) if self.last else x
-        return encoded
+        return self.encoder_norm.add(residual)[1] if self.last else residual.total()
 
     def _mask(self, width: int, padding: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         """What a group's scores get: biases, and -inf at padding."""
@@ -112,7 +108,8 @@ class Seq2SeqStage(Stage):
         if self.first:
             x = self.embed(x, None)
         sight = sight.biased(self.decoder_bias)
+        residual = Residual(x)
         for i, layer in enumerate(self.stack):
-            x = layer.step(x, sight, i)
+            residual = layer.step(residual, sight, i)
             pulse()
-        return self.norm(x) if self.last else x
+        return self.handed_on(residual)
