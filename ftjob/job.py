@@ -194,6 +194,9 @@ def model_of(config: JobConfig, index: CheckpointIndex, origin: str) -> ModelSou
         arch = kind.read_config(index.config, index.tensors.keys())
     except KeyError as error:
         raise CheckpointError(f"{index.stated_in}: {error} is missing") from None
+    except CheckpointError as error:
+        reason = str(error).removeprefix("config.json: ")
+        raise CheckpointError(f"{index.stated_in}: {reason}") from None
     check_shape(config.model.arch, arch, config.model.name, str(index.stated_in))
     check_layers(arch.layers + arch.encoder_layers, len(index.tensors), index.stated_in)
     rules = kind.tensors(arch)

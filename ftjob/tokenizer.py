@@ -127,6 +127,8 @@ def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
         return _from_files([demo_file(f) for f in BUILTIN_TOKENIZERS[name]], spec)
     place = Path(spec).expanduser() if spec is not None else checkpoint
     assert place is not None
+    if spec is not None and not place.exists():
+        raise CheckpointError(f"model.tokenizer={spec}: is no file, no folder, nor builtin:NAME.")
     whose = str(place) if spec is not None else "of the checkpoint"
     if place.is_file():
         pieces = place.suffix == ".model"

@@ -63,6 +63,11 @@ def gpt_config(section: Section, known: Known, exact: bool) -> Model:
     if true < vocab:
         remarks["padding of the vocabulary"] = f"{vocab - true} rows, never emitted"
         vocab = true
+    elif vocab % 128 == 0 and not (exact or known.vocab or known.padded(vocab)):
+        remarks["padding of the vocabulary"] = (
+            f"unknown: all {vocab} rows that config.ini states can be emitted; model.arch.vocab or "
+            "the tokenizer says which stand for tokens"
+        )
     config: dict[str, Any] = {
         "model_type": "gpt2",
         "n_layer": section.size("num_layer"),

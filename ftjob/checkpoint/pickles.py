@@ -27,13 +27,16 @@ class Name:
     full: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Stub:
     """An object that is not made: the name of its class or function, its arguments and state."""
 
     name: str
     arguments: Any
     state: Any = None
+
+    def __repr__(self) -> str:
+        return f"an object of {self.name}"
 
 
 def read_pickle(
