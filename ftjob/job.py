@@ -147,16 +147,25 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
     if spec is None and folder is not None and config.dataset.task == "prompts":
         spec = None if has_tokenizer(folder) else NONE
     tokenizer = open_tokenizer(spec, folder)
-    if tokenizer.vocab_size > source.arch.vocab:
-        raise CheckpointError(
-            f"tokenizer {tokenizer.source}: gives ids up to {tokenizer.vocab_size - 1}, but the "
-            f"model's vocabulary has {source.arch.vocab}. Name the model's own tokenizer with "
-            "model.tokenizer=PATH."
-        )
+    check_words(tokenizer, source.arch.vocab)
     job = Job(config, source, tokenizer, plan, tuple(remarks))
     if config.dataset.generates:
         run_options(config.decode, tokenizer, job.limits())
     return job
+
+
+def check_words(tokenizer: Tokenizer, vocab: int) -> None:
+    """Refuse a tokenizer that gives ids beyond the model's vocabulary.
+
+    Raises:
+        CheckpointError: with both sizes.
+    """
+    if tokenizer.vocab_size > vocab:
+        raise CheckpointError(
+            f"tokenizer {tokenizer.source}: gives ids up to {tokenizer.vocab_size - 1}, but the "
+            f"model's vocabulary has {vocab}. Name the model's own tokenizer with "
+            "model.tokenizer=PATH."
+        )
 
 
 def open_model(config: JobConfig) -> ModelSource:

@@ -24,6 +24,11 @@ from ftjob.tasks.base import NoTokenizer
 
 # model.tokenizer=none: rows are token ids, and so are answers
 NONE = "none"
+# What a folder may hold of a tokenizer, the files that `open_tokenizer` reads among them.
+_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.json", "merges.txt", "gpt2-vocab.json", "gpt2-merges.txt", "spiece.model"),
+)
 # GPT-2's one special token; its two files do not mark it as such.
 END_OF_TEXT = "<|endoftext|>"
 
@@ -145,6 +150,20 @@ def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
         f"{place}: no tokenizer.json, and no vocab.json with merges.txt, and no spiece.model. "
         "Name one with model.tokenizer=PATH, or model.tokenizer=builtin:gpt2."
     )
+
+
+def tokenizer_files(spec: str | None, checkpoint: Path) -> dict[str, Path]:
+    """The files by which `open_tokenizer` would find this tokenizer in another folder: its name
+    there -> the file, which is packed where it ends in .gz. Empty where there is none."""
+    if spec == NONE:
+        return {}
+    if spec is not None and spec.startswith("builtin:"):
+        names = BUILTIN_TOKENIZERS[spec.removeprefix("builtin:")]
+        return {Path(n).name.removesuffix(".gz"): demo_file(n) for n in names}
+    place = Path(spec).expanduser() if spec is not None else checkpoint
+    if place.is_file():
+        return {"spiece.model" if place.suffix == ".model" else "tokenizer.json": place}
+    return {name: place / name for name in _FILES if (place / name).is_file()}
 
 
 def _from_files(files: list[Path], source: str) -> Tokenizer:

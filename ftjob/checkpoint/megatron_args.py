@@ -102,7 +102,9 @@ def gpt_config(
     exact = args.get("bias_gelu_fusion") is False and not args.get("openai_gelu")
     eps = args.get("layernorm_epsilon", args.get("norm_epsilon", _DEFAULT_EPS))
     if type(eps) is not float or not 0 < eps < 1:
-        raise CheckpointError(f"{file}: args.layernorm_epsilon={shown(eps)} must be above 0, below 1")
+        raise CheckpointError(
+            f"{file}: args.layernorm_epsilon={shown(eps)} must be above 0, below 1"
+        )
     rows, remarks = sizes["padded_vocab_size"], {}
     if "layernorm_epsilon" not in args and "norm_epsilon" not in args:
         remarks["layernorm eps"] = "1e-05, Megatron's own default: the checkpoint states none"

@@ -127,9 +127,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("settings", EXAMPLES.values(), ids=EXAMPLES.keys())
-def test_what_is_printed_runs_under_the_old_rules(
-    tmp_path: Path, settings: dict[str, str]
-) -> None:
+def test_what_is_printed_runs_under_the_old_rules(tmp_path: Path, settings: dict[str, str]) -> None:
     """Settings that FasterTransformer took together, though some of them did nothing there."""
     file = tmp_path / "gpt_config.ini"
     held = "".join(f"{k}={v}\n" for k, v in settings.items())

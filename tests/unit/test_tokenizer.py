@@ -161,7 +161,10 @@ def test_absent_tokenizers_are_refused_with_the_ways_to_name_one(tmp_path: Path)
     assert "model.tokenizer=builtin:gpt2" in message
     (tmp_path / "vocab.json").write_text("{}")
     assert "merges.txt" in refusal(None, tmp_path)
-    assert "no tokenizer.json" in refusal(str(tmp_path / "absent"), None)
+    absent = str(tmp_path / "absent")
+    assert refusal(absent, None) == (
+        f"model.tokenizer={absent}: is no file, no folder, nor builtin:NAME."
+    )
     message = refusal("builtin:gtp2", None)
     assert "no such tokenizer is shipped. Did you mean builtin:gpt2?" in message
 
