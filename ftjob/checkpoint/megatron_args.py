@@ -50,10 +50,10 @@ def read_args(opened: TorchFile) -> dict[str, Any]:
     """
     args = opened.root.get("args")
     values = args.state if isinstance(args, Stub) else args
-    if values is None:
+    if args is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
-        raise CheckpointError(f"{opened.file}: args are no named values")
+        raise CheckpointError(f"{opened.file}: args={shown(args)} are no named values")
     return values
 
 

@@ -26,6 +26,9 @@ class Name:
 
     full: str
 
+    def __str__(self) -> str:
+        return f"the class {self.full}"
+
 
 @dataclass(eq=False, repr=False)
 class Stub:
@@ -233,7 +236,8 @@ def plain_key(key: Any) -> Any:
     """A key that can be hashed at once: hashing deep tuples could exhaust the stack."""
     parts = key if isinstance(key, tuple) else (key,)
     if not all(part is None or isinstance(part, (str, bytes, int, float)) for part in parts):
-        raise ValueError(f"a {type(key).__name__} as a key")
+        named = next((p for p in parts if isinstance(p, (Name, Stub))), None)
+        raise ValueError(f"{named or f'a {type(key).__name__}'} as a key")
     return key
 
 

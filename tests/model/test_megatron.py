@@ -258,6 +258,10 @@ DAMAGE: dict[str, tuple[Any, str]] = {
         lambda r: r.update(checkpoint_version=AttnMaskType.CAUSAL),
         "checkpoint_version is an object of test_megatron.AttnMaskType: only tensors",
     ),
+    "a class as a name": (
+        lambda r: blocks(r).update({AttnMaskType: torch.zeros(3)}),
+        "the class test_megatron.AttnMaskType as a key",
+    ),
     "version of text": (lambda r: r.update(checkpoint_version="3"), "checkpoint_version=3 is not"),
     "megatron core": (
         lambda r: r.update(model={"decoder.layers.0.x": torch.zeros(2)}),

@@ -49,6 +49,13 @@ def test_padding_that_nothing_tells_from_words_is_refused(
         assert opened(folder).arch.vocab == 128
 
 
+def test_args_of_another_class_are_refused_by_its_name(hf: Path, tmp_path: Path) -> None:
+    """With the number of heads configured too: such a file is no release without args."""
+    folder = write_megatron(hf, tmp_path / "m", extra={"args": Path("x")})
+    with pytest.raises(CheckpointError, match=r"args=an object of pathlib\S* are no named values"):
+        opened(folder, arch={"heads": 4, "vocab": 61})
+
+
 @pytest.mark.parametrize("module", ["fp16", "megatron.fp16", "megatron.fp16_deprecated"])
 def test_loss_scaler_of_old_optimizers_is_inert(
     hf: Path, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch
