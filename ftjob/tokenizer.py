@@ -27,7 +27,7 @@ NONE = "none"
 # What a folder may hold of a tokenizer, the files that `open_tokenizer` reads among them.
 _FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("vocab.json", "merges.txt", "gpt2-vocab.json", "gpt2-merges.txt", "spiece.model"),
+    *("gpt2-vocab.json", "gpt2-merges.txt", "vocab.json", "merges.txt", "spiece.model"),
 )
 # GPT-2's one special token; its two files do not mark it as such.
 END_OF_TEXT = "<|endoftext|>"
@@ -105,9 +105,8 @@ class _None:
 
 def has_tokenizer(checkpoint: Path) -> bool:
     """Whether a checkpoint's folder has one of its own."""
-    return any(
-        (checkpoint / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model")
-    )
+    named = ("tokenizer.json", "vocab.json", "gpt2-vocab.json", "spiece.model")
+    return any((checkpoint / name).is_file() for name in named)
 
 
 def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
@@ -154,7 +153,7 @@ def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
 
 def tokenizer_files(spec: str | None, checkpoint: Path) -> dict[str, Path]:
     """The files by which `open_tokenizer` would find this tokenizer in another folder: its name
-    there -> the file, which is packed where it ends in .gz. Empty where there is none."""
+    there, which is transformers', -> the file, packed where it ends in .gz. Empty for none."""
     if spec == NONE:
         return {}
     if spec is not None and spec.startswith("builtin:"):
@@ -163,7 +162,8 @@ def tokenizer_files(spec: str | None, checkpoint: Path) -> dict[str, Path]:
     place = Path(spec).expanduser() if spec is not None else checkpoint
     if place.is_file():
         return {"spiece.model" if place.suffix == ".model" else "tokenizer.json": place}
-    return {name: place / name for name in _FILES if (place / name).is_file()}
+    found = [name for name in _FILES if (place / name).is_file()]
+    return {name.removeprefix("gpt2-"): place / name for name in found}
 
 
 def _from_files(files: list[Path], source: str) -> Tokenizer:

@@ -136,6 +136,10 @@ def t5_config(sections: Mapping[str, Section]) -> Model:
     for key in _T5_PLAIN:
         if key in decoder.values and decoder.plain(key) is not None:
             config[key] = decoder.plain(key)
+    proj, act = (str(config.get(k, "")) for k in ("feed_forward_proj", "dense_act_fn"))
+    if proj and act and proj.removeprefix("gated-").split("_")[0] != act.split("_")[0]:
+        # FasterTransformer read the first, transformers goes by the second, which is derived
+        raise decoder.refuse("feed_forward_proj", f"disagrees with dense_act_fn={act}")
     if (tasks := decoder.mapping("task_specific_params")) is not None:
         config["task_specific_params"] = tasks
     _set_gate(config, structure)

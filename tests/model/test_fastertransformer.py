@@ -234,6 +234,10 @@ T5_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "absolute": (restate("position_embedding_type", "absolute"), "only relative"),
     "ia3": (restate("ia3_num_tasks", "1"), "only 0"),
     "an ia3 file": (add("decoder.block.0.layer.0.SelfAttention.k.ia3.weight.0.bin"), "IA3"),
+    "another activation": (
+        restate("feed_forward_proj", "silu"),
+        "[decoder] feed_forward_proj=silu disagrees with dense_act_fn=relu",
+    ),
     "gate": (restate("use_gated_activation", "1"), "wi2.weight.0.bin: is missing"),
 }
 

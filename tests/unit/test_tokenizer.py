@@ -13,7 +13,7 @@ from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from ftjob.checkpoint.resolve import demo_file
 from ftjob.errors import UNREADABLE, CheckpointError
-from ftjob.tokenizer import open_tokenizer
+from ftjob.tokenizer import has_tokenizer, open_tokenizer, tokenizer_files
 
 TEXTS = [
     "",
@@ -218,4 +218,9 @@ def test_megatrons_names_of_the_pair(tmp_path: Path) -> None:
         (tmp_path / name).rename(tmp_path / f"gpt2-{name}")
     found = open_tokenizer(None, tmp_path)
     assert found.source == "gpt2-vocab.json + gpt2-merges.txt of the checkpoint"
+    assert has_tokenizer(tmp_path)
+    assert tokenizer_files(None, tmp_path) == {
+        "vocab.json": tmp_path / "gpt2-vocab.json",
+        "merges.txt": tmp_path / "gpt2-merges.txt",
+    }
     assert found.identity == first
