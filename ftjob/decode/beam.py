@@ -16,8 +16,8 @@ from ftjob.comm import Comm
 from ftjob.config.groups import DecodeConfig
 from ftjob.decode.logits import top_logprobs
 from ftjob.decode.processors import Processors
-from ftjob.decode.search import Advance, SearchRow, grown, smallest_ties
-from ftjob.model.arrays import sent
+from ftjob.decode.search import Advance, Harvest, SearchRow, grown, smallest_ties
+from ftjob.model.arrays import Array, sent
 from ftjob.tasks.base import Generated, Hypothesis
 
 # A token and the beam it continues in one number, in the pool below the step as well.
@@ -101,9 +101,7 @@ class BeamSearch:
         if columns > self._history.shape[1]:
             self._history = grown(self._history, columns)
             self._logprobs, self._gaps = grown(self._logprobs, columns), grown(self._gaps, columns)
-        ends = max(
-            len(self._processors.ends_of(first + i)) + len(o.stops) for i, o in enumerate(options)
-        )
+        ends = max(len(self._processors.ends_of(row)) + len(row.options.stops) for row in rows)
         diverse = any(o.beam_search_diversity_rate for o in options)
         if ends > self._ends or diverse > self._diverse:
             self._look_at(max(ends, self._ends), diverse or self._diverse)
@@ -282,29 +280,31 @@ class BeamSearch:
         # NaN: both sides are -inf, which decides nothing
         return every.nan_to_num(nan=torch.inf, posinf=torch.inf).amin(dim=1)
 
-    def harvest(self, slots: Sequence[int]) -> list[Generated]:
+    def harvest(self, slots: Sequence[int]) -> Harvest:
         """The hypotheses of finished rows."""
         at = sent(slots, self._limit.device, torch.int64)
-        lengths: list[int] = self._length[at].tolist()
+        rows = [self._processors.rows[slot] for slot in slots]
+        most = max(row.limit for row in rows)
         steps = (self._history, self._logprobs, self._gaps)
-        every = [state[at, : max(lengths)].tolist() for state in steps]
-        every += [state[at].tolist() for state in (self._endings, self._pool)]
-        return [self._answer(*row) for row in zip(slots, lengths, *every, strict=True)]
+        kept = self._length[at], *(state[at, :most] for state in steps)
+        return Harvest(rows, (*kept, self._endings[at], self._pool[at]), self._answer)
 
     def _answer(
         self,
-        slot: int,
+        row: SearchRow,
         length: int,
-        history: list[list[int]],
-        logprobs: list[list[float]],
-        gaps: list[float],
-        endings: list[int],
-        pooled: list[list[float]],
+        every: Array,
+        singly: Array,
+        close: Array,
+        endings: Array,
+        pooled: Array,
     ) -> Generated:
-        options = self._processors.rows[slot].options
-        pool = [f for f in pooled if f[0] != -torch.inf]
+        options = row.options
+        history, logprobs = every[:length].tolist(), singly[:length].tolist()
+        gaps = close[:length].tolist()
+        pool = [f for f in pooled.tolist() if f[0] != -torch.inf]
         found: list[Hypothesis] = []
-        for ending, figures in zip(endings, pool, strict=False):
+        for ending, figures in zip(endings.tolist(), pool, strict=False):
             if len(found) == options.n_best:
                 break
             step, code = divmod(ending, 1 << (TOKEN_BITS + BEAM_BITS))
@@ -312,12 +312,12 @@ class BeamSearch:
             ids, singles = ancestry(beam, history[:step], logprobs)
             ids, singles = [*ids, token], [*singles, figures[2]]
             own = singles if options.token_logprobs else None
-            reason = self._processors.reason(slot, ids)
+            reason = self._processors.reason(row, ids)
             found.append(Hypothesis(ids, figures[0], figures[1], reason, own))
         unit = float(length) ** min(0.0, options.length_penalty)
         ordered = [(a[0] - b[0]) * unit for a, b in pairwise(pool[: len(found) + 1])]
         final = [(len(found[0].ids) - 1, gap) for gap in ordered]
-        return Generated(found, smallest_ties([*enumerate(gaps[:length]), *final]))
+        return Generated(found, smallest_ties([*enumerate(gaps), *final]))
 
 
 def ancestry(

@@ -16,8 +16,8 @@ from ftjob.config.groups import DecodeConfig
 from ftjob.decode.beam import TOKEN_BITS, ancestry
 from ftjob.decode.logits import top_logprobs
 from ftjob.decode.processors import Processors
-from ftjob.decode.search import Advance, SearchRow, grown, smallest_ties
-from ftjob.model.arrays import sent
+from ftjob.decode.search import Advance, Harvest, SearchRow, grown, smallest_ties
+from ftjob.model.arrays import Array, sent
 from ftjob.tasks.base import Generated, Hypothesis
 
 
@@ -166,36 +166,37 @@ class CompetingBeams:
         # within what float32 can divide by, whatever the penalty
         return lengths.pow(self._weights[:n, :1].double()).clamp(1e-30, 1e30).float()
 
-    def harvest(self, slots: Sequence[int]) -> list[Generated]:
+    def harvest(self, slots: Sequence[int]) -> Harvest:
         """The hypotheses of finished rows."""
         at = sent(slots, self._limit.device, torch.int64)
-        lengths: list[int] = self._length[at].tolist()
+        rows = [self._processors.rows[slot] for slot in slots]
+        most = max(row.limit for row in rows)
         steps = (self._history, self._logprobs, self._gaps)
-        every = [state[at, : max(lengths)].tolist() for state in steps]
-        every += [state[at].tolist() for state in (self._cums, self._sizes, self._ranked)]
-        return [self._answer(*row) for row in zip(slots, lengths, *every, strict=True)]
+        kept = self._length[at], *(state[at, :most] for state in steps)
+        last = (state[at] for state in (self._cums, self._sizes, self._ranked))
+        return Harvest(rows, (*kept, *last), self._answer)
 
     def _answer(
         self,
-        slot: int,
+        row: SearchRow,
         length: int,
-        history: list[list[int]],
-        logprobs: list[list[float]],
-        gaps: list[float],
-        cums: list[float],
-        sizes: list[int],
-        rankings: list[float],
+        every: Array,
+        singly: Array,
+        close: Array,
+        totals: Array,
+        counts: Array,
+        rankings: Array,
     ) -> Generated:
-        row = self._processors.rows[slot]
-        history, logprobs = history[:length], logprobs[:length]
-        ranked = [key for key in rankings if key != -torch.inf]
+        history, logprobs = every[:length].tolist(), singly[:length].tolist()
+        gaps, cums, sizes = close[:length].tolist(), totals.tolist(), counts.tolist()
+        ranked = [key for key in rankings.tolist() if key != -torch.inf]
         found: list[Hypothesis] = []
         for beam in range(min(row.options.n_best, len(ranked), self.beams)):
             ids, singles = ancestry(beam, history, logprobs)
             ids, singles = ids[: sizes[beam]], singles[: sizes[beam]]
             score = cums[beam] / (len(row.context) + sizes[beam]) ** row.options.length_penalty
             own = singles if row.options.token_logprobs else None
-            reason = self._processors.reason(slot, ids)
+            reason = self._processors.reason(row, ids)
             found.append(Hypothesis(ids, score, cums[beam], reason, own))
         final = [(len(found[0].ids) - 1, a - b) for a, b in pairwise(ranked[: len(found) + 1])]
-        return Generated(found, smallest_ties([*enumerate(gaps[:length]), *final]))
+        return Generated(found, smallest_ties([*enumerate(gaps), *final]))

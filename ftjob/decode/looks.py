@@ -7,11 +7,9 @@ same steps on every device of a replica. A row that has all the tokens it may ge
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-
-from ftjob.comm import Pulse
 
 # Steps that a GPU has ahead of it while flags travel.
 LAG = 1
@@ -34,10 +32,11 @@ class Fetched:
         """Whether `take` need not wait."""
         return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
-    def take(self, pulse: Pulse) -> torch.Tensor:
-        """The tensor, once it is here; never waits without a sign of life."""
+    def take(self, check: Callable[[], None]) -> torch.Tensor:
+        """The tensor, once it is here. `check` is called again and again until then; it may raise,
+        but it must be no sign of life: a device that hangs has none."""
         while not self.here:
-            pulse()
+            check()
             time.sleep(0)
         return self.host
 
@@ -45,8 +44,8 @@ class Fetched:
 class Looks:
     """The looks at the flags of one micro-batch."""
 
-    def __init__(self, every: int, lag: int, pulse: Pulse) -> None:
-        self._every, self._lag, self._pulse = every, lag, pulse
+    def __init__(self, every: int, lag: int, check: Callable[[], None]) -> None:
+        self._every, self._lag, self._check = every, lag, check
         self._steps = 0
         self._waiting: tuple[int, Fetched] | None = None
 
@@ -61,7 +60,7 @@ class Looks:
             self._waiting = self._steps + self._lag, Fetched(flags)
         if self._waiting is None or self._steps < self._waiting[0]:
             return []
-        found: list[bool] = self._waiting[1].take(self._pulse).tolist()
+        found: list[bool] = self._waiting[1].take(self._check).tolist()
         self._waiting = None
         found += [False] * (len(spent) - len(found))
         return [a or b for a, b in zip(found, spent, strict=True)]

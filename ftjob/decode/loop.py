@@ -14,24 +14,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 
+from ftjob import kernels
 from ftjob.batching import Chunk
 from ftjob.comm import Pulse
 from ftjob.comm.groups import Wires
 from ftjob.comm.threads import Pipe
-from ftjob.decode.cohorts import Books
+from ftjob.decode.cohorts import Books, Cohort
 from ftjob.decode.graphs import Graphs
 from ftjob.decode.lanes import make_lanes
-from ftjob.decode.looks import LAG, Fetched, Looks
+from ftjob.decode.looks import LAG, Looks
 from ftjob.decode.scoring import score_chunk
-from ftjob.decode.search import Advance, SearchRow, make_search
+from ftjob.decode.search import Advance, Harvest, SearchRow, make_search
 from ftjob.job import Job
 from ftjob.model.arrays import sent
 from ftjob.model.attention import Keep
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.layers import Kind
+from ftjob.model.packing import padded
 from ftjob.model.stage import Entry, Stage
 from ftjob.plan import DeviceSpec
 from ftjob.tasks.base import Answer, Generated, GenerateRequest, ScoreRequest
@@ -70,7 +73,7 @@ class _MicroBatch:
         )
         cuda = kind[1].type == "cuda"
         self.graphs = Graphs(kind[1]) if cuda and spec.first and spec.last else None
-        self.looks = Looks(room.stop_every, LAG if cuda else 0, pulse)
+        self.looks = Looks(room.stop_every, LAG if cuda else 0, pulse.check)
         self.turn = self.stepped = self.cohorts = 0
         self.prompts: dict[str, float] = {}  # log-probabilities of prompts, by key
         self.flags: torch.Tensor | None = None
@@ -78,6 +81,14 @@ class _MicroBatch:
         self.keep: Keep | None = None
         self.entering: list[SearchRow] = []
         self.encoded: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Gone:
+    """Rows that left, with their cohorts, and what gives their answers where this device does."""
+
+    rows: list[tuple[Cohort, GenerateRequest]]
+    harvest: Harvest | None
 
 
 class Generator:
@@ -112,11 +123,7 @@ class Generator:
         while not (over and pending is None and all(b.books.idle for b in self._batches)):
             batch = self._batches[self._turn % len(self._batches)]
             with self._timed():
-                ended = self._settle(batch)
-            for finished in self._told(batch, ended):
-                seconds = time.monotonic() - begun - self._waited
-                self._waited, begun = 0.0, time.monotonic()
-                yield Finished(*finished, seconds)
+                left = self._left(batch, self._settle(batch))
             if pending is None and not over and batch.books.free >= self._room.refill:
                 asked = time.monotonic()
                 pending = take()
@@ -134,6 +141,11 @@ class Generator:
                 with self._capturing():
                     batch.graphs.capture()
                 self._waited += time.monotonic() - asked
+            # told while the next step is under way
+            for finished in self._told(batch, left):
+                seconds = time.monotonic() - begun - self._waited
+                self._waited, begun = 0.0, time.monotonic()
+                yield Finished(*finished, seconds)
             self._turn += 1
 
     def _fits(self, batch: _MicroBatch, chunk: Chunk) -> bool:
@@ -166,46 +178,47 @@ class Generator:
         batch.entry = batch.keep = batch.encoded = None
         return finished
 
-    def _told(
-        self, batch: _MicroBatch, finished: list[bool]
-    ) -> Iterator[tuple[Chunk, list[Answer] | None, int]]:
-        """The finished rows, by chunk, with their answers; then close the gaps they leave."""
+    def _left(self, batch: _MicroBatch, finished: list[bool]) -> _Gone | None:
+        """The finished rows leave, and the others close their gaps."""
         if not any(finished):
-            return
-        cohorts, before = batch.books.cohorts, batch.books.rows
+            return None
+        before = batch.books.rows
         left = batch.books.leave(finished)
-        found: list[Generated] = []
+        harvest = None
         if self._spec.answers:
             assert batch.search is not None
-            self._reached()
-            found = batch.search.harvest([at for at, _, _ in left.rows])
-        answers: list[Answer] = [
-            replace(answer, prompt_logprob=batch.prompts.pop(row.key, None))
-            for answer, (_, _, row) in zip(found, left.rows, strict=False)
-        ]
-        first = 0
-        for cohort in cohorts:
-            rows = [request for _, own, request in left.rows if own is cohort]
-            if not rows:
-                continue
-            chunk = Chunk(cohort.sequence, tuple(rows))
-            if not self._spec.answers:
-                yield chunk, None, cohort.steps * len(rows)
-                continue
-            own = found[first : first + len(rows)]
-            tokens = sum(len(a.hypotheses[0].ids) for a in own)
-            yield chunk, answers[first : first + len(rows)], tokens
-            first += len(rows)
+            harvest = batch.search.harvest([at for at, _, _ in left.rows])
         batch.lanes.leave(left)
         if batch.search is not None:
             if left.moved:
                 batch.search.move(*zip(*left.moved, strict=True))
             batch.search.clear(len(left.order), before)
+        return _Gone([(cohort, row) for _, cohort, row in left.rows], harvest)
 
-    def _reached(self) -> None:
-        """Wait until the device is through with all it was given, with signs of life."""
-        if self._device.type == "cuda":
-            Fetched(torch.zeros(1, device=self._device)).take(self._pulse)
+    def _told(
+        self, batch: _MicroBatch, gone: _Gone | None
+    ) -> Iterator[tuple[Chunk, list[Answer] | None, int]]:
+        """Rows that left, by chunk, with their answers."""
+        if gone is None:
+            return
+        found = gone.harvest(self._pulse.check) if gone.harvest is not None else []
+        first = 0
+        for cohort, group in groupby(gone.rows, key=lambda row: row[0]):
+            rows = [row for _, row in group]
+            chunk = Chunk(cohort.sequence, tuple(rows))
+            if gone.harvest is None:
+                yield chunk, None, cohort.steps * len(rows)
+                continue
+            own = found[first : first + len(rows)]
+            first += len(rows)
+            tokens = sum(len(a.hypotheses[0].ids) for a in own)
+            each = zip(rows, own, strict=True)
+            yield chunk, [self._with_prompt(batch, row, answer) for row, answer in each], tokens
+
+    def _with_prompt(self, batch: _MicroBatch, row: GenerateRequest, answer: Generated) -> Answer:
+        if not row.options.prompt_logprob:
+            return answer
+        return replace(answer, prompt_logprob=batch.prompts.pop(row.key))
 
     def _enter(self, batch: _MicroBatch, chunk: Chunk) -> None:
         """Read a chunk's rows, a new cohort behind those at work."""
@@ -214,9 +227,10 @@ class Generator:
         rows = cohort.rows
         lengths = [len(r.ids) - (0 if self._arch.seq2seq else 1) for r in rows]
         ids = [t for r, n in zip(rows, lengths, strict=True) for t in r.ids[:n]]
-        entry = Entry(sent(ids, self._device, torch.int64), lengths)
         batch.entering = [SearchRow.of(r, self._start) for r in rows]
         self._score_prompts(batch, rows)
+        filling = padded(len(ids)) - len(ids) if ids and kernels.used(self._device) else 0
+        entry = Entry(sent([*ids, *[0] * filling], self._device, torch.int64), lengths)
         batch.entry = entry
         if not ids:  # prompts of one token
             return

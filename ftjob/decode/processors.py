@@ -69,9 +69,9 @@ class Processors:
         self._history = History(slots, self._width, device)
         self._steps: dict[int, _Step] = {}
 
-    def ends_of(self, slot: int) -> tuple[int, ...]:
-        """The ids that end the row in a slot."""
-        own = self.rows[slot].options.ends
+    def ends_of(self, row: SearchRow) -> tuple[int, ...]:
+        """The ids that end a row."""
+        own = row.options.ends
         return self._default if own is None else own
 
     def enter(self, first: int, rows: Sequence[SearchRow]) -> None:
@@ -79,7 +79,7 @@ class Processors:
         self._steps.clear()
         slots = slice(first, first + len(rows))
         self.rows[slots] = rows
-        every = [self.ends_of(slot) for slot in range(first, first + len(rows))]
+        every = [self.ends_of(row) for row in rows]
         most = max(map(len, every))
         if most > self.ends.shape[1]:
             larger = self.ends.new_full((len(self.rows), most), NO_END)
@@ -160,11 +160,10 @@ class Processors:
         if self._step(len(ids)).follows:
             self._history.append(ids, parents)
 
-    def reason(self, slot: int, ids: Sequence[int]) -> FinishReason:
-        """How an answer of the row in a slot ended."""
-        if ids[-1] in self.ends_of(slot):
+    def reason(self, row: SearchRow, ids: Sequence[int]) -> FinishReason:
+        """How an answer of a row ended."""
+        if ids[-1] in self.ends_of(row):
             return "eos"
-        row = self.rows[slot]
         for word in row.options.stops:
             behind = [*row.context[-len(word) :], *ids][-len(word) :]
             if tuple(behind) == word:
@@ -176,11 +175,17 @@ class Processors:
             self._steps[n] = self._plan(n)
         return self._steps[n]
 
+    def distinct(self, n: int) -> list[RowOptions]:
+        """The options of the rows in slots 0..n-1, those that many rows have once."""
+        return list({id(row.options): row.options for row in self.rows[:n]}.values())
+
     def _rows(self, n: int, test: Callable[[RowOptions], object]) -> list[int]:
         return [slot for slot in range(n) if test(self.rows[slot].options)]
 
     def _plan(self, n: int) -> _Step:
         """The edits of a step over n slots, in order."""
+        if not any(map(_edits, self.distinct(n))):
+            return _Step([], None, None, None, False)
         held, device = [row.options for row in self.rows[:n]], self._device
         found: list[tuple[edits.Edit, list[int]]] = []
 
@@ -243,10 +248,15 @@ class Processors:
 
     def _bad(self, slot: int) -> list[tuple[int, ...]]:
         """A row's bad words, without those that its convention does not ban."""
-        ends, words = self.ends_of(slot), self.rows[slot].options.bad
+        ends, words = self.ends_of(self.rows[slot]), self.rows[slot].options.bad
         if self._ft:
             return [word for word in words if word[-1] != 0]
         return [word for word in words if not (len(word) == 1 and word[0] in ends)]
+
+
+def _edits(options: RowOptions) -> bool:
+    """Whether an option asks for an edit, or for words to stop at."""
+    return options.temperature != 1 or _remembers(options)
 
 
 def _remembers(options: RowOptions) -> bool:

@@ -21,7 +21,7 @@ from ftjob.decode import choose
 from ftjob.decode.choose import Choice, Draws
 from ftjob.decode.draws import uniform
 from ftjob.decode.processors import NOBODY, Processors
-from ftjob.decode.search import Advance, SearchRow, grown, smallest_ties
+from ftjob.decode.search import Advance, Harvest, SearchRow, grown, smallest_ties
 from ftjob.model.arrays import Array, sent
 from ftjob.tasks.base import NEAR_TIE, Generated, Hypothesis
 
@@ -120,8 +120,8 @@ class Sampling:
     def kind(self, n: int) -> Hashable | None:
         """See `Search`."""
         edits, plan = self._processors.kind(n), self._planned(n)
-        rows = self._processors.rows[:n]
-        if edits is None or len(plan) != 1 or any(r.options.top_p_decay != 1 for r in rows):
+        decays = any(o.top_p_decay != 1 for o in self._processors.distinct(n))
+        if edits is None or len(plan) != 1 or decays:
             return None
         return edits, plan[0].kind, plan[0].most, self._ids.shape[1]
 
@@ -144,7 +144,7 @@ class Sampling:
 
     def _decay(self, n: int, ids: torch.Tensor) -> None:
         """top_p after a token (Lee et al. 2022, arXiv 2206.04624, section 3.2)."""
-        if any(row.options.top_p_decay != 1 for row in self._processors.rows[:n]):
+        if any(o.top_p_decay != 1 for o in self._processors.distinct(n)):
             first, decay, least = self._shares[:n].unsqueeze(1).unbind(dim=2)  # each [n, 1]
             now = torch.maximum(self._p[:n] * decay, least).where(decay != 1, self._p[:n])
             self._p[:n] = first.where(ids == self._whole[:n, 3:], now)
@@ -189,41 +189,41 @@ class Sampling:
     def _plan(self, n: int) -> list[_Lanes]:
         """The lanes of slots 0..n-1 by how they choose; those without a row do as others do."""
         kinds: dict[str, list[int]] = {}
-        most = 0
-        for slot, row in enumerate(self._processors.rows[:n]):
+        rows = self._processors.rows[:n]
+        own = {id(row.options): row.options for row in rows if row is not NOBODY}
+        most = max((o.top_k for o in own.values()), default=0)
+        asked = {key: _kind(options) for key, options in own.items()}
+        if len(set(asked.values())) == 1:
+            return [_Lanes(next(iter(asked.values())), None, most)]
+        for slot, row in enumerate(rows):
             if row is not NOBODY:
-                first, most = slot * self.beams, max(most, row.options.top_k)
-                lanes = kinds.setdefault(_kind(row.options), [])
-                lanes.extend(range(first, first + self.beams))
+                lanes = kinds.setdefault(asked[id(row.options)], [])
+                lanes.extend(range(slot * self.beams, (slot + 1) * self.beams))
         return [
-            _Lanes(
-                kind,
-                None if len(kinds) == 1 else torch.tensor(lanes, device=self._device),
-                most,
-            )
+            _Lanes(kind, torch.tensor(lanes, device=self._device), most)
             for kind, lanes in kinds.items()
         ]
 
-    def harvest(self, slots: Sequence[int]) -> list[Generated]:
+    def harvest(self, slots: Sequence[int]) -> Harvest:
         """The hypotheses of finished rows, one a drawn answer in order; their score is their
         cum_logprob."""
         at = sent(slots, self._device, torch.int64)
-        lengths: list[list[int]] = self._length[at].tolist()
-        most = max(map(max, lengths))
-        ids = self._ids[at, :most].transpose(1, 2).cpu().numpy()  # [n, W, most]
-        figures = self._figures[at, :most].permute(0, 3, 2, 1).cpu().numpy()  # [n, 3, W, most]
-        return [self._answer(*row) for row in zip(slots, lengths, ids, figures, strict=True)]
+        rows = [self._processors.rows[slot] for slot in slots]
+        most = max(row.limit for row in rows)
+        figures = self._figures[at, :most].permute(0, 3, 2, 1)  # [n, 3, W, most]
+        kept = self._length[at], self._ids[at, :most].transpose(1, 2), figures
+        return Harvest(rows, kept, self._answer)
 
-    def _answer(self, slot: int, lengths: list[int], every: Array, figures: Array) -> Generated:
-        options = self._processors.rows[slot].options
+    def _answer(self, row: SearchRow, lengths: Array, every: Array, figures: Array) -> Generated:
+        options = row.options
         found: list[Hypothesis] = []
         close: list[tuple[int, float]] = []
-        for lane, length in enumerate(lengths[: options.num_return_sequences]):
+        for lane, length in enumerate(lengths[: options.num_return_sequences].tolist()):
             ids: list[int] = every[lane, :length].tolist()
             logprobs, shown, gaps = figures[:, lane, :length]
             total = math.fsum(logprobs.tolist())
             own = shown.tolist() if options.token_logprobs else None
-            reason = self._processors.reason(slot, ids)
+            reason = self._processors.reason(row, ids)
             found.append(Hypothesis(ids, total, total, reason, own))
             close += [(int(i), float(gaps[i])) for i in np.flatnonzero(gaps < NEAR_TIE)]
         return Generated(found, smallest_ties(close))

@@ -79,7 +79,8 @@ class DecoderStage(Stage):
         """Prompts but for their last token, which is the first step's: their keys and values are
         kept, and nobody needs what the last layer makes of them."""
         lengths = [n for n in entry.lengths if n]
-        packing = Packing.of(lengths, [n - 1 for n in lengths], x.device)
+        last = [n - 1 for n in lengths]
+        packing, _ = Packing.beside([], lengths, last, x.device, fill=True)
         residual = Residual(self.embed(x, packing.positions) if self.first else x)
         for i, layer in enumerate(self.stack):
             if layer is self.final:

@@ -231,10 +231,9 @@ class SourceGroup:
 
 @dataclass(frozen=True)
 class SourcePacking:
-    """Rows that see all of themselves, longest first. `rows` [N] numbers the row of each token,
-    `positions` [N] its place there. On a GPU there are no groups but blocks."""
+    """Rows that see all of themselves, longest first. `positions` [N] has the place of each token
+    in its row. On a GPU there are no groups but blocks, and N is `padded`."""
 
-    rows: torch.Tensor
     positions: torch.Tensor
     groups: tuple[SourceGroup, ...]
     blocks: Blocks | None = None
@@ -248,13 +247,15 @@ class SourcePacking:
         """
         _check_order(lengths)
         sizes = np.asarray(lengths, np.int64)
-        each = [np.repeat(np.arange(len(sizes)), sizes), places(sizes)]
+        held = places(sizes)
         if kernels.used(device):
-            rows, positions, table = to_device([*each, block_table(lengths, lengths)], device)
-            return SourcePacking(rows, positions, (), Blocks(table, len(rows)))
-        rows, positions = to_device(each, device)
+            count = padded(len(held))
+            filled = np.pad(held, (0, count - len(held)))
+            table, positions = to_device([block_table(lengths, lengths, count), filled], device)
+            return SourcePacking(positions, (), Blocks(table, count))
+        (positions,) = to_device([held], device)
         groups = [_source_group(lengths[a:b], start, device) for a, b, start in _alike(lengths)]
-        return SourcePacking(rows, positions, tuple(groups))
+        return SourcePacking(positions, tuple(groups))
 
 
 def _source_group(lengths: Sequence[int], start: int, device: torch.device) -> SourceGroup:

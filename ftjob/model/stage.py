@@ -45,7 +45,8 @@ class Part:
 @dataclass(frozen=True)
 class Entry:
     """Rows that are about to be continued, longest first. `ids` [N] are the tokens to be read
-    (prompts without their last token, or sources), `lengths` how many each row has."""
+    (prompts without their last token, or sources), `lengths` how many each row has. N is `padded`
+    on a GPU."""
 
     ids: torch.Tensor
     lengths: Sequence[int]
