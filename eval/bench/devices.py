@@ -29,12 +29,14 @@ class Devices:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.phases = Phases()
         self._devices: LocalDevices | None = None
 
     def start(self) -> None:
         """Make the threads anew where they have ended: those that generate do with each pass."""
         if self._devices is None:
-            self._devices = LocalDevices(self.job, Phases())
+            self.phases = Phases()
+            self._devices = LocalDevices(self.job, self.phases)
             self._devices.start()
 
     def answers(self, formed: Iterator[Chunk]) -> Iterator[tuple[Any, Any]]:

@@ -88,7 +88,7 @@ def measure(job: Job, cell: Cell, ceilings: Ceilings) -> dict[str, Any]:
     with LocalDevices(job, phases) as devices:
         loaded, rows = peak.bytes, Rows(job, cell)
         warm = [run_once(devices, rows.chunks(n)) for _ in range(bench.warmup) for n in lengths]
-        before = _phases(phases)
+        before = ready_phases(phases)
         gc.collect()
         peak = PeakMemory(on)
         for _ in range(bench.runs):
@@ -109,7 +109,7 @@ def measure(job: Job, cell: Cell, ceilings: Ceilings) -> dict[str, Any]:
         "latency": summary(whole),
         "prefill_s": first,
         "step_s": step,
-        "tokens_s": _tokens(job, cell) / statistics.fmean(whole),
+        "tokens_s": tokens_of(job, cell) / statistics.fmean(whole),
         "memory": {
             "peak_bytes": used,
             "load_peak_bytes": loaded,
@@ -168,7 +168,7 @@ def planned_bytes(job: Job, cell: Cell) -> int:
     )
 
 
-def _tokens(job: Job, cell: Cell) -> int:
+def tokens_of(job: Job, cell: Cell) -> int:
     """Tokens of a run over all replicas: new ones, of every answer that is given; or all of the
     scored rows."""
     rows = cell.batch * job.plan.data
@@ -177,7 +177,7 @@ def _tokens(job: Job, cell: Cell) -> int:
     return rows * cell.output_len * job.config.decode.num_return_sequences
 
 
-def _phases(phases: Phases) -> dict[str, float]:
+def ready_phases(phases: Phases) -> dict[str, float]:
     """Seconds of the first device's phases before it serves: load, warm-up, and whatever it makes
     ready once, such as captured graphs."""
     found: dict[str, float] = {}
@@ -198,8 +198,7 @@ def _rates(
 ) -> dict[str, Any]:
     """Rates of one device of a replica and their shares of the ceilings, and `limit_s`: the least
     time of a run at the ceilings, prefill and decode added (see `roofline`)."""
-    sizes, rows, plan = roof_sizes(job), cell.batch, job.plan
-    ways = plan.tensor * plan.pipeline
+    ways = job.plan.tensor * job.plan.pipeline
     copy, product = ceilings.copy_bytes_s * ways, ceilings.product_flop_s * ways
 
     def rate(work: Work, seconds: float | None) -> dict[str, float] | None:
@@ -212,15 +211,19 @@ def _rates(
             "of_product": work.flop / seconds / product,
         }
 
-    if plan.generation is None:
-        work = scoring(sizes, [(cell.input_len, cell.output_len)] * rows)
-        return {"score": rate(work, p50), "limit_s": work.seconds(copy, product)}
-    begin = prefill(sizes, rows, cell.input_len)
-    lanes = plan.generation.beams
-    steps = decode(sizes, rows, lanes, cell.input_len, cell.output_len)
     every = None if step is None else step * (cell.output_len - 1)
+    taken = {"score": p50, "prefill": first, "decode": every}
+    work = works(job, cell)
+    rates: dict[str, Any] = {name: rate(part, taken[name]) for name, part in work.items()}
+    return rates | {"limit_s": sum(part.seconds(copy, product) for part in work.values())}
+
+
+def works(job: Job, cell: Cell) -> dict[str, Work]:
+    """The work of a replica's run by part: prefill and decode, or score."""
+    sizes, rows, room = roof_sizes(job), cell.batch, job.plan.generation
+    if room is None:
+        return {"score": scoring(sizes, [(cell.input_len, cell.output_len)] * rows)}
     return {
-        "prefill": rate(begin, first),
-        "decode": rate(steps, every),
-        "limit_s": begin.seconds(copy, product) + steps.seconds(copy, product),
+        "prefill": prefill(sizes, rows, cell.input_len),
+        "decode": decode(sizes, rows, room.beams, cell.input_len, cell.output_len),
     }
