@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None, workloads: Sequence[Workload] = WORK
 def _parsed(arguments: Sequence[str], names: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="run these anew")
-    parser.add_argument("--rounds", type=int, default=7, help="ftjob's runs")
+    parser.add_argument("--rounds", type=int, default=5, help="ftjob's runs")
     parser.add_argument("--peer-rounds", type=int, default=3, help="transformers'; 0 is none")
     parser.add_argument("--raw", type=Path, default=RAW, help="file to go on with and to write")
     parser.add_argument("--commit", help="the commit, where this is no checkout of git")

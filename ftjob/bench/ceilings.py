@@ -103,7 +103,8 @@ def _card_at_work(
     """What the card says while it works: idle clocks would say nothing."""
     for _ in range(int(BUSY_S / seconds) + 1):
         run()
-    found = ask_card(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    found = ask_card(f"GPU-{uuid.removeprefix('GPU-')}")
     torch.cuda.synchronize(device)
     return found
 

@@ -115,7 +115,7 @@ def render(made: dict[str, Any]) -> str:
         f"{ceilings['product_flop_s'] / 1e12:.4g} TFLOP/s",
         f"ready      {_seconds(cells[0]['phases'])}",
         "",
-        *(_scored(cells) if made["task"] == "score" else _generated(cells)),
+        *_table(cells, made["task"] == "score"),
         "",
         f"{made['runs']} runs each, times in ms, from token ids on the host to answers on the "
         "host; limit is the least time at the ceilings, shares are of them.",
@@ -123,44 +123,22 @@ def render(made: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _generated(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """A line per size that was continued; the shares are of copy and product."""
-    head = ["batch", "in", "out", "mean ms", "p50", "p99", "limit", "prefill", "of product"]
-    table = [[*head, "step", "of copy", "of product", "tokens/s", "memory"]]
+def _table(cells: Sequence[dict[str, Any]], scored: bool) -> list[str]:
+    """A line per size. The shares of copy and product are of the whole run where rows are scored,
+    else of prefill and of decode."""
+    head = ["batch", *(("context", "target") if scored else ("in", "out"))]
+    head += ["mean ms", "p50", "p99", "limit"]
+    head += [] if scored else ["prefill", "of product", "step"]
+    table = [[*head, "of copy", "of product", "tokens/s", "memory", "planned"]]
     for c in cells:
-        times = [c["latency"]["mean"], c["latency"]["p50"], c["latency"]["p99"], c["limit_s"]]
-        table.append(
-            [
-                *(str(c[k]) for k in ("batch", "input_len", "output_len")),
-                *map(_ms, times),
-                _ms(c["prefill_s"]),
-                _share(c["prefill"], "of_product"),
-                _ms(c["step_s"]),
-                _share(c["decode"], "of_copy"),
-                _share(c["decode"], "of_product"),
-                f"{c['tokens_s']:,.0f}",
-                size(c["memory"]["peak_bytes"]),
-            ]
-        )
-    return columns(table)
-
-
-def _scored(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """A line per size that was scored."""
-    head = ["batch", "context", "target", "mean ms", "p50", "p99", "limit", "of product"]
-    table = [[*head, "of copy", "tokens/s", "memory"]]
-    for c in cells:
-        times = [c["latency"]["mean"], c["latency"]["p50"], c["latency"]["p99"], c["limit_s"]]
-        table.append(
-            [
-                *(str(c[k]) for k in ("batch", "input_len", "output_len")),
-                *map(_ms, times),
-                _share(c["score"], "of_product"),
-                _share(c["score"], "of_copy"),
-                f"{c['tokens_s']:,.0f}",
-                size(c["memory"]["peak_bytes"]),
-            ]
-        )
+        latency, memory = c["latency"], c["memory"]
+        row = [str(c[k]) for k in ("batch", "input_len", "output_len")]
+        row += [_ms(t) for t in (latency["mean"], latency["p50"], latency["p99"], c["limit_s"])]
+        if not scored:
+            row += [_ms(c["prefill_s"]), _share(c["prefill"], "of_product"), _ms(c["step_s"])]
+        rates = c["score" if scored else "decode"]
+        row += [_share(rates, "of_copy"), _share(rates, "of_product"), f"{c['tokens_s']:,.0f}"]
+        table.append([*row, size(memory["peak_bytes"]), size(memory["planned_bytes"])])
     return columns(table)
 
 

@@ -305,7 +305,7 @@ def made(task: str) -> dict[str, Any]:
         "step_s": None,
         "limit_s": 0.007,
         "tokens_s": 10_406.5,
-        "memory": {"peak_bytes": 1_230_000_000},
+        "memory": {"peak_bytes": 1_230_000_000, "planned_bytes": 1_200_000_000},
         "phases": {"load": 1.25, "capture": 3.5},
         **one,
     }
@@ -335,9 +335,9 @@ def test_page_of_generation() -> None:
     (line,) = [row for row in text.splitlines() if row.startswith("8 ")]
     cells = line.split()
     assert cells[:8] == ["8", "512", "16", "12.3", "12", "20", "7", "4"]
-    assert cells[8:] == ["25.0", "%", "-", "-", "-", "10,406", "1.23", "GB"]
+    assert cells[8:] == ["25.0", "%", "-", "-", "-", "10,406", "1.23", "GB", "1.2", "GB"]
 
 
 def test_page_of_scoring() -> None:
     (line,) = [row for row in render(made("score")).splitlines() if row.startswith("8 ")]
-    assert line.split()[6:] == ["7", "25.0", "%", "50.0", "%", "10,406", "1.23", "GB"]
+    assert line.split()[6:] == ["7", "50.0", "%", "25.0", "%", "10,406", "1.23", "GB", "1.2", "GB"]
