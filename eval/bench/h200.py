@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import shlex
 import shutil
 import sys
 import time
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None, workloads: Sequence[Workload] = WORK
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ceilings = measure_ceilings(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     about = {
-        **provenance(f"{COMMAND} {shlex.join(arguments)}".rstrip()),
+        **provenance(_command(given)),
         "peers": [f"transformers {version('transformers')}"],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "ceilings": ceilings.as_dict(),
@@ -106,6 +105,13 @@ def _parsed(arguments: Sequence[str], names: Sequence[str]) -> argparse.Namespac
     if not given.raw.parent.is_dir():
         parser.error(f"--raw {given.raw}: {given.raw.parent} is no folder")
     return given
+
+
+def _command(given: argparse.Namespace) -> str:
+    """The command line without where files lie."""
+    only = ["--only", *given.only] if given.only else []
+    counts = ["--rounds", str(given.rounds), "--peer-rounds", str(given.peer_rounds)]
+    return " ".join([COMMAND, *counts, *only])
 
 
 def read_campaign(file: Path) -> dict[str, Any]:

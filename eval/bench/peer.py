@@ -184,9 +184,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_overrides(given.overrides)
         config = compose([*BASE, *given.overrides])
         out, jobs = out_file(config), planned(config)
+        said = [a for a in arguments if not a.startswith("bench.out=")]
         (device, *_), dtype = torch_devices(jobs[0][0]), DTYPES[config.model.dtype]
         made: dict[str, Any] = {
-            **provenance(f"{command} {shlex.join(arguments)}"),
+            **provenance(f"{command} {shlex.join(said)}"),
             "peers": [f"transformers {version('transformers')}"],
             "ceilings": measure_ceilings(device, dtype).as_dict(),
             "cells": [],

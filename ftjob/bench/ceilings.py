@@ -20,7 +20,7 @@ import torch
 COPY = MappingProxyType({"cuda": 1 << 30, "cpu": 1 << 25})
 SIDE = MappingProxyType({"cuda": 8192, "cpu": 1024})
 SMALLEST_SIDE, SMALLEST_COPY = 1024, 1 << 24
-ROUNDS, WARM = 7, 2
+ROUNDS, WARM = 15, 3
 BUSY_S = 1.0
 ASKED = ("name", "driver_version", "clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 

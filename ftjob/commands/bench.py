@@ -19,7 +19,7 @@ from ftjob.commands.run import refuse_split_over_gpus
 from ftjob.config import JobConfig
 from ftjob.config.compose import compose
 from ftjob.environment import describe
-from ftjob.errors import DONE, ConfigError
+from ftjob.errors import DONE, INTERRUPTED, ConfigError
 from ftjob.job import Job, open_model
 from ftjob.launch.world import detect_world, make_machine, set_thread_environment
 from ftjob.results.folder import write_json
@@ -58,14 +58,21 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
         "runs": config.bench.runs,
         "cells": [],
     }
+    code = DONE
     for job, cell in jobs:
         told = f"batch {cell.batch}, {cell.input_len} in, {cell.output_len} out"
-        print(f"ftjob: {told}: {config.bench.runs} runs", file=sys.stderr, flush=True)
-        made["cells"].append(measure(job, cell, ceilings))
+        try:
+            print(f"ftjob: {told}: {config.bench.runs} runs", file=sys.stderr, flush=True)
+            made["cells"].append(measure(job, cell, ceilings))
+        except KeyboardInterrupt:
+            print(f"ftjob: interrupted at {told}", file=sys.stderr, flush=True)
+            code = INTERRUPTED
+            break
         if out is not None:
             write_json(out, made)
-    print(render(made), end="", flush=True)
-    return DONE
+    if made["cells"]:
+        print(render(made), end="", flush=True)
+    return code
 
 
 def planned(config: JobConfig) -> list[tuple[Job, Cell]]:
@@ -117,8 +124,8 @@ def render(made: dict[str, Any]) -> str:
         "",
         *_table(cells, made["task"] == "score"),
         "",
-        f"{made['runs']} runs each, times in ms, from token ids on the host to answers on the "
-        "host; limit is the least time at the ceilings, shares are of them.",
+        f"{made['runs']} runs each; times in ms, from token ids on the host to answers there.",
+        "limit: the least time at the ceilings, whose shares are given.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -74,6 +74,7 @@ def test_peers_are_timed_in_turn(capsys: pytest.CaptureFixture[str], tmp_path: P
     arguments = ["--rounds", "2", "model=demo_gpt", *SMALL, f"bench.out={out}"]
     assert peer.main(arguments) == 0
     written = json.loads(out.read_text(encoding="utf-8"))
+    assert str(tmp_path) not in json.dumps(written)
     (cell,) = written["cells"]
     assert [c["name"] for c in cell["contenders"]] == ["ftjob", *PEERS.values()]
     for one in cell["contenders"]:
@@ -215,6 +216,7 @@ def test_campaign(
         for whole, short in zip(*[made["step"]["contenders"][0][k] for k in
                                   ("seconds", "short_seconds")], strict=True)
     ]  # fmt: skip
+    assert str(tmp_path) not in json.dumps(raw)
     report = (tmp_path / "h200.md").read_text(encoding="utf-8")
     assert report == render_workloads("h200", raw)
     rows = [line for line in report.splitlines() if line.startswith("| GPT, 3 rows |")]

@@ -4,11 +4,12 @@ encoder-decoders, greedy, drawn and beams, scoring, and layouts of several devic
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Place, load
+from harness import Place, ended, load
 
 SMALL = ("bench.input_len=12", "bench.output_len=5", "bench.runs=3", "bench.warmup=1")
 
@@ -90,6 +91,26 @@ def test_a_device_that_fails_gives_its_exit_code(place: Place, tmp_path: Path) -
     )
     done = broken("bench", *SMALL, "bench.task=score").expect(2, "model.dtype=f32", "not numbers")
     assert "Traceback" not in done.err
+
+
+def test_interrupted_it_shows_what_is_done(place: Place) -> None:
+    """The sizes before the interrupted one are printed and in the file."""
+    out = place.cwd / "bench.json"
+    sizes = ("bench.batch=[1,2]", "bench.input_len=12", f"bench.out={out}")
+    process = place.start("bench", *sizes, "bench.output_len=20", "bench.runs=40")
+    assert process.stderr is not None
+    begun = 0
+    while begun < 2:
+        begun += "runs" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    done = ended(process).expect(128 + signal.SIGINT, "interrupted at batch 2, 12 in, 20 out")
+    assert [cell["batch"] for cell in load(out)["cells"]] == [1]
+    assert [line.split()[0] for line in done.out.splitlines() if line[:1].isdigit()] == ["1", "40"]
+
+
+def test_sweep_by_hydra(place: Place) -> None:
+    done = place("bench", "-m", *SMALL, "bench.batch=1,2").expect(0)
+    assert done.out.count("ceilings   copy") == 2
 
 
 def test_only_one_process(place: Place) -> None:
