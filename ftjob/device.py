@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from types import MappingProxyType
 
 import torch
 
+from ftjob import warm
 from ftjob.batching import Chunk
 from ftjob.checkpoint.load import FileSource, RandomSource, cut_tensors
 from ftjob.checkpoint.shared import SharedReads
@@ -27,13 +29,13 @@ from ftjob.comm import Halted, Pulse
 from ftjob.comm.groups import Wires
 from ftjob.comm.threads import GLANCE_S
 from ftjob.decode.loop import Generator
-from ftjob.decode.scoring import score_chunk
+from ftjob.decode.scoring import LOOK_S, Scoring, score_chunk
 from ftjob.errors import BUG, Cause, ConfigError, JobError, PeerLost
 from ftjob.job import Job
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.stage import Part, Stage, make_stage
 from ftjob.plan import DeviceSpec, stage_tensors
-from ftjob.tasks.base import Answer, GenerateRequest, Row, Scored, ScoreRequest
+from ftjob.tasks.base import Answer, Scored
 from ftjob.telemetry import Phases
 
 DTYPES = MappingProxyType({"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16})
@@ -72,6 +74,15 @@ class Failed:
 Message = Ready | Answered | Failed
 
 
+@dataclass(frozen=True)
+class _Launched:
+    """A chunk that the device computes since `begun`, on the clock of time.monotonic()."""
+
+    chunk: Chunk
+    scoring: Scoring
+    begun: float
+
+
 class DeviceThread(threading.Thread):
     """Runs one `DeviceSpec`. `inbox` takes chunks, None ends the thread; `outbox` is shared by
     the rank's devices, and so are the `shared` reads of files."""
@@ -93,6 +104,8 @@ class DeviceThread(threading.Thread):
         self.outbox, self.pulse = outbox, pulse
         self.serving: tuple[Chunk, ...] = ()  # the latest, for the message where something fails
         self.phase = "load"
+        self._flying: deque[_Launched] = deque()
+        self._counted = 0.0  # until when the device's time is counted
         cuda = job.plan.machine.device == "cuda"
         self.device = torch.device("cuda", spec.local) if cuda else torch.device("cpu")
 
@@ -112,20 +125,44 @@ class DeviceThread(threading.Thread):
             self.outbox.put(Failed(self.spec.local, self._cause(error)))
 
     def _score(self, stage: Stage) -> None:
-        """Score chunk after chunk, until None comes."""
+        """Score chunk after chunk, until None comes. A GPU gets the next one, if there is one,
+        before the answers of the last are taken."""
         assert isinstance(stage, DecoderStage)
-        ids = self._warm_ids()
-        warm = Chunk(-1, (ScoreRequest(Row(0, 0, b"", ""), "", ids, 7, 7),))
-        self._step(stage, warm, "warm-up")
+        self.phase = "warm-up"
+        gpu = self.device.type == "cuda"
+        self._launch(stage, warm.to_score(self.job.source.arch, self.job.plan.max_tokens, gpu))
+        while self._flying:
+            self._finish(self._flying.popleft())
         self.outbox.put(Ready(self.spec.local, self._label(), _held_bytes(stage)))
-        while (chunk := self.inbox.get()) is not None:
-            self.pulse()
-            self.serving = (chunk,)
-            scored, seconds = self._step(stage, chunk, "score")
-            answers = None if scored is None else list[Answer](scored)
-            self._check_numbers(chunk, answers)
-            self.outbox.put(Answered(self.spec.local, chunk, answers, chunk.tokens, seconds))
-            self.serving = ()
+        self.phase = "score"
+        while (chunk := self._next()) is not None:
+            self._launch(stage, chunk)
+            while self._flying and (len(self._flying) > 1 or self._flying[0].scoring.done):
+                self._tell()
+        while self._flying:
+            self._tell()
+
+    def _next(self) -> Chunk | None:
+        """The next chunk, or None: there is no more. One that is done meanwhile is told."""
+        while self._flying:
+            try:
+                return self.inbox.get(timeout=LOOK_S)
+            except queue.Empty:
+                self.pulse.check()
+                if self._flying[0].scoring.done:
+                    self._tell()
+        return self.inbox.get()
+
+    def _tell(self) -> None:
+        """Give the rank the answers of the chunk that was launched first."""
+        launched = self._flying.popleft()
+        chunk = launched.chunk
+        self.serving = (chunk,)
+        scored, seconds = self._finish(launched)
+        answers = list[Answer](scored) if self.spec.answers else None
+        self._check_numbers(chunk, answers)
+        self.outbox.put(Answered(self.spec.local, chunk, answers, chunk.tokens, seconds))
+        self.serving = tuple(later.chunk for later in self._flying)
 
     def _generate(self, stage: Stage) -> None:
         """Continue the rows of the chunks that come, until None does."""
@@ -133,10 +170,9 @@ class DeviceThread(threading.Thread):
             stage.pack_head()
         kind = (DTYPES[self.job.config.model.dtype], self.device)
         generator = Generator(
-            self.job, self.spec, stage, self.wires, kind, self.pulse, self._working
+            self.job, self.spec, stage, self.wires, kind, self.pulse, self._working, self._capturing
         )
-        warm = GenerateRequest(Row(0, 0, b"", ""), "", self._warm_ids(), 2)
-        chunks = iter([Chunk(-1, (warm,)), None])
+        chunks = iter([warm.to_continue(self.job.source.arch), None])
         self.phase = "warm-up"
         for _ in generator.run(lambda: next(chunks)):
             pass
@@ -184,6 +220,11 @@ class DeviceThread(threading.Thread):
         with self.phases.phase(self.phase, self.spec.local), self._memory_error():
             yield
 
+    @contextmanager
+    def _capturing(self) -> Iterator[None]:
+        with self.phases.phase("capture", self.spec.local), self._memory_error():
+            yield
+
     def _build(self) -> Stage:
         """The stage with every parameter filled exactly once."""
         job, spec = self.job, self.spec
@@ -218,27 +259,44 @@ class DeviceThread(threading.Thread):
                 raise ValueError(f"parameters never filled: {sorted(missing)}")
         return stage
 
-    def _warm_ids(self) -> list[int]:
-        """A small row, so that libraries start outside of the measured time."""
-        return [i % self.job.source.arch.vocab for i in range(8)]
-
-    def _step(
-        self, stage: DecoderStage, chunk: Chunk, phase: str
-    ) -> tuple[list[Scored] | None, float]:
-        """One chunk from the stage before to the one after; the answers on the device that gives
-        them, and the seconds without the wait for the stage before."""
+    def _launch(self, stage: DecoderStage, chunk: Chunk) -> None:
+        """Begin a chunk, with what the stage before made of it. Where a stage comes after, the
+        chunk goes there and the rank is told so."""
         wires, before = self.wires, None
+        while wires.before is not None and self._flying:  # a wait for others is not their time
+            self._tell()
+        self.pulse()
+        self.serving = (chunk,)
         if wires.before is not None:
             before = wires.before.take(chunk.sequence, self.pulse)
-        start = time.monotonic()
-        with self.phases.phase(phase, self.spec.local), self._memory_error():
+        begun = time.monotonic()
+        with self.phases.within(self.phase), self._memory_error():
             found = score_chunk(stage, chunk, self.device, self.pulse, before)
-        seconds = time.monotonic() - start
-        if isinstance(found, torch.Tensor):
-            assert wires.after is not None
-            wires.after.put(chunk.sequence, found, self.pulse)
-            return None, seconds
-        return (found if self.spec.answers else None), seconds
+        if isinstance(found, Scoring):
+            self._flying.append(_Launched(chunk, found, begun))
+            return
+        assert wires.after is not None
+        seconds = self._worked(begun)
+        wires.after.put(chunk.sequence, found, self.pulse)
+        if chunk.sequence >= 0:
+            self.outbox.put(Answered(self.spec.local, chunk, None, chunk.tokens, seconds))
+        self.serving = ()
+
+    def _finish(self, launched: _Launched) -> tuple[list[Scored], float]:
+        """The answers of a chunk, and the seconds of the device's own work for it."""
+        with self.phases.within(self.phase), self._memory_error():
+            scored = launched.scoring.answers(self.pulse.check)
+        self.pulse()
+        return scored, self._worked(launched.begun)
+
+    def _worked(self, begun: float) -> float:
+        """Seconds of work from `begun` until now, as a phase: those that are not yet counted, where
+        chunks overlap."""
+        now, end_s = time.monotonic(), self.phases.now()
+        seconds = now - max(begun, self._counted)
+        self._counted = now
+        self.phases.add(self.phase, end_s - seconds, end_s, self.spec.local)
+        return seconds
 
     @contextmanager
     def _memory_error(self) -> Iterator[None]:

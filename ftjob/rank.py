@@ -112,10 +112,10 @@ class Rank:
 
     def _turn(self) -> None:
         """One look at everything."""
-        for source, message in self.link.poll():
-            self._receive(source, message)
+        self._listen()
         if self.link.rank == 0:
             self._lead()
+            self._listen()  # the work it gave itself must not wait for the next turn
         elif self.signals.first is not None and not self.asked:
             self.asked = True
             self.link.send(0, Asked(self.signals.first))
@@ -128,6 +128,11 @@ class Rank:
         if time.monotonic() >= self.next_heartbeat:
             self.next_heartbeat = time.monotonic() + HEARTBEAT_S
             self.status.write(None, None)
+
+    def _listen(self) -> None:
+        """Act on all messages that have come."""
+        for source, message in self.link.poll():
+            self._receive(source, message)
 
     def _lead(self) -> None:
         """Rank 0: hand out, and see whether the end has come."""

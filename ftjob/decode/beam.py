@@ -7,7 +7,7 @@ FasterTransformer's for encoder-decoder models, which are transformers 4.24's wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 
 import torch
@@ -128,6 +128,18 @@ class BeamSearch:
             *(self._history, self._logprobs, self._gaps, self._pool, self._endings),
         ):
             state[to] = state[at]
+
+    def clear(self, first: int, stop: int) -> None:
+        """The slots first..stop-1 hold no rows any more."""
+        self._processors.clear(first, stop)
+        self._done[first:stop] = True
+
+    def kind(self, n: int) -> Hashable | None:
+        """See `Search`."""
+        edits = self._processors.kind(n)
+        return (
+            None if edits is None else (edits, self._looks, self._diverse, self._history.shape[1])
+        )
 
     def _powers(self, lengths: torch.Tensor) -> torch.Tensor:
         """length ** length_penalty of the first n rows, lengths [n]."""
@@ -268,16 +280,29 @@ class BeamSearch:
         # NaN: both sides are -inf, which decides nothing
         return every.nan_to_num(nan=torch.inf, posinf=torch.inf).amin(dim=1)
 
-    def harvest(self, slot: int) -> Generated:
-        """The hypotheses of a finished row."""
+    def harvest(self, slots: Sequence[int]) -> list[Generated]:
+        """The hypotheses of finished rows."""
+        at = torch.tensor(slots, device=self._limit.device)
+        lengths: list[int] = self._length[at].tolist()
+        steps = (self._history, self._logprobs, self._gaps)
+        every = [state[at, : max(lengths)].tolist() for state in steps]
+        every += [state[at].tolist() for state in (self._endings, self._pool)]
+        return [self._answer(*row) for row in zip(slots, lengths, *every, strict=True)]
+
+    def _answer(
+        self,
+        slot: int,
+        length: int,
+        history: list[list[int]],
+        logprobs: list[list[float]],
+        gaps: list[float],
+        endings: list[int],
+        pooled: list[list[float]],
+    ) -> Generated:
         options = self._processors.rows[slot].options
-        length = int(self._length[slot])
-        history: list[list[int]] = self._history[slot, :length].tolist()
-        logprobs: list[list[float]] = self._logprobs[slot, :length].tolist()
-        gaps: list[float] = self._gaps[slot, :length].tolist()
-        pool = [f for f in self._pool[slot].tolist() if f[0] != -torch.inf]
+        pool = [f for f in pooled if f[0] != -torch.inf]
         found: list[Hypothesis] = []
-        for ending, figures in zip(self._endings[slot].tolist(), pool, strict=False):
+        for ending, figures in zip(endings, pool, strict=False):
             if len(found) == options.n_best:
                 break
             step, code = divmod(ending, 1 << (TOKEN_BITS + BEAM_BITS))
@@ -290,7 +315,7 @@ class BeamSearch:
         unit = float(length) ** min(0.0, options.length_penalty)
         ordered = [(a[0] - b[0]) * unit for a, b in pairwise(pool[: len(found) + 1])]
         final = [(len(found[0].ids) - 1, gap) for gap in ordered]
-        return Generated(found, smallest_ties([*enumerate(gaps), *final]))
+        return Generated(found, smallest_ties([*enumerate(gaps[:length]), *final]))
 
 
 def ancestry(

@@ -6,7 +6,7 @@ and harvests answers; `beam` has the search with a pool.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 
 import torch
@@ -147,6 +147,16 @@ class CompetingBeams:
         self._processors.follow(tokens, parents)
         return Advance(tokens, parents, done)
 
+    def clear(self, first: int, stop: int) -> None:
+        """The slots first..stop-1 hold no rows any more."""
+        self._processors.clear(first, stop)
+        self._done[first:stop] = True
+
+    def kind(self, n: int) -> Hashable | None:
+        """See `Search`."""
+        edits = self._processors.kind(n)
+        return None if edits is None else (edits, self._history.shape[1])
+
     def _powers(self, sizes: torch.Tensor) -> torch.Tensor:
         """(prompt + new tokens) ** length_penalty, of new tokens [n, W]."""
         n = len(sizes)
@@ -154,15 +164,29 @@ class CompetingBeams:
         # within what float32 can divide by, whatever the penalty
         return lengths.pow(self._weights[:n, :1].double()).clamp(1e-30, 1e30).float()
 
-    def harvest(self, slot: int) -> Generated:
-        """The hypotheses of a finished row."""
+    def harvest(self, slots: Sequence[int]) -> list[Generated]:
+        """The hypotheses of finished rows."""
+        at = torch.tensor(slots, device=self._limit.device)
+        lengths: list[int] = self._length[at].tolist()
+        steps = (self._history, self._logprobs, self._gaps)
+        every = [state[at, : max(lengths)].tolist() for state in steps]
+        every += [state[at].tolist() for state in (self._cums, self._sizes, self._ranked)]
+        return [self._answer(*row) for row in zip(slots, lengths, *every, strict=True)]
+
+    def _answer(
+        self,
+        slot: int,
+        length: int,
+        history: list[list[int]],
+        logprobs: list[list[float]],
+        gaps: list[float],
+        cums: list[float],
+        sizes: list[int],
+        rankings: list[float],
+    ) -> Generated:
         row = self._processors.rows[slot]
-        length = int(self._length[slot])
-        history: list[list[int]] = self._history[slot, :length].tolist()
-        logprobs: list[list[float]] = self._logprobs[slot, :length].tolist()
-        gaps: list[float] = self._gaps[slot, :length].tolist()
-        cums, sizes = self._cums[slot].tolist(), self._sizes[slot].tolist()
-        ranked = [key for key in self._ranked[slot].tolist() if key != -torch.inf]
+        history, logprobs = history[:length], logprobs[:length]
+        ranked = [key for key in rankings if key != -torch.inf]
         found: list[Hypothesis] = []
         for beam in range(min(row.options.n_best, len(ranked), self.beams)):
             ids, singles = ancestry(beam, history, logprobs)
@@ -172,4 +196,4 @@ class CompetingBeams:
             reason = self._processors.reason(slot, ids)
             found.append(Hypothesis(ids, score, cums[beam], reason, own))
         final = [(len(found[0].ids) - 1, a - b) for a, b in pairwise(ranked[: len(found) + 1])]
-        return Generated(found, smallest_ties([*enumerate(gaps), *final]))
+        return Generated(found, smallest_ties([*enumerate(gaps[:length]), *final]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,16 +21,19 @@ from ftjob.batching import Chunk
 from ftjob.comm import Pulse
 from ftjob.comm.groups import Wires
 from ftjob.comm.threads import Pipe
-from ftjob.decode.cache import Cache
-from ftjob.decode.cohorts import Books, Left
+from ftjob.decode.cohorts import Books
+from ftjob.decode.graphs import Graphs
+from ftjob.decode.lanes import make_lanes
+from ftjob.decode.looks import LAG, Fetched, Looks
 from ftjob.decode.scoring import score_chunk
 from ftjob.decode.search import Advance, SearchRow, make_search
 from ftjob.job import Job
+from ftjob.model.attention import Keep
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.layers import Kind
 from ftjob.model.stage import Entry, Stage
 from ftjob.plan import DeviceSpec
-from ftjob.tasks.base import Answer, GenerateRequest, ScoreRequest
+from ftjob.tasks.base import Answer, Generated, GenerateRequest, ScoreRequest
 
 # What a message between stages is, within its turn.
 ENTER, STEP, ENCODED, CHOSEN, PROMPTS, KINDS = range(6)
@@ -49,30 +52,36 @@ class Finished:
 
 class _MicroBatch:
     """What a device keeps of one micro-batch. The first `stepped` rows, of `cohorts` cohorts, are
-    under way; what was `chosen` for them is here on the last stage, elsewhere it comes by the pipe.
-    `caches` belong to the cohorts of the books, the entering one's is last."""
+    under way; `flags` say which of them are finished, on the last stage and where there is but one.
+    Of what is entering: `entry`, `keep` for what is read of it, and the rows for the search."""
 
-    def __init__(self, job: Job, spec: DeviceSpec, kind: Kind) -> None:
+    def __init__(self, job: Job, spec: DeviceSpec, kind: Kind, pulse: Pulse) -> None:
         arch, decode, room = job.source.arch, job.config.decode, job.plan.generation
         assert room is not None
-        ends = job.source.specials.ends
+        layers = spec.last_layer - spec.first_layer
         self.books = Books(room, arch.seq2seq)
-        self.caches: list[Cache] = []
+        self.lanes = make_lanes(arch, layers, job.plan.tensor, self.books, room, kind)
+        ends = job.source.specials.ends
         self.search = (
             make_search(decode, ends, room.slots, arch.vocab, kind[1], arch.seq2seq)
             if spec.last
             else None
         )
-        self.tokens = torch.zeros(room.slots, decode.lanes, dtype=torch.int64, device=kind[1])
-        self.turn = self.stepped = self.cohorts = self.steps = 0
+        cuda = kind[1].type == "cuda"
+        self.graphs = Graphs(kind[1]) if cuda and spec.first and spec.last else None
+        self.looks = Looks(room.stop_every, LAG if cuda else 0, pulse)
+        self.turn = self.stepped = self.cohorts = 0
         self.prompts: dict[str, float] = {}  # log-probabilities of prompts, by key
-        self.chosen: Advance | None = None
+        self.flags: torch.Tensor | None = None
         self.entry: Entry | None = None
+        self.keep: Keep | None = None
+        self.entering: list[SearchRow] = []
         self.encoded: torch.Tensor | None = None
 
 
 class Generator:
-    """Runs a replica's rows through one device's stage."""
+    """Runs a replica's rows through one device's stage. `timed` is around work, `capturing` around
+    what makes later steps fast and counts as no work."""
 
     def __init__(
         self,
@@ -83,14 +92,14 @@ class Generator:
         kind: Kind,
         pulse: Pulse,
         timed: Callable[[], AbstractContextManager[None]],
+        capturing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         assert job.plan.generation is not None
         self._arch, self._start = job.source.arch, job.source.specials.start
         self._spec, self._stage, self._wires, self._pulse = spec, stage, wires, pulse
-        self._kind, self._device = kind, kind[1]
-        self._room, self._timed = job.plan.generation, timed
-        self._layers, self._ways = spec.last_layer - spec.first_layer, job.plan.tensor
-        self._batches = [_MicroBatch(job, spec, kind) for _ in range(job.plan.pipeline)]
+        self._device, self._width = kind[1], job.config.decode.lanes
+        self._room, self._timed, self._capturing = job.plan.generation, timed, capturing
+        self._batches = [_MicroBatch(job, spec, kind, pulse) for _ in range(job.plan.pipeline)]
         self._turn = 0
         self._waited = 0.0
 
@@ -114,12 +123,20 @@ class Generator:
                 over = pending is None
             with self._timed():
                 batch.turn = self._turn
-                if pending is not None and batch.books.fits(pending):
+                if pending is not None and self._fits(batch, pending):
                     self._enter(batch, pending)
                     pending = None
                 if batch.books.rows:
                     self._step(batch)
+            if batch.graphs is not None and batch.graphs.wanting:
+                asked = time.monotonic()
+                with self._capturing():
+                    batch.graphs.capture()
+                self._waited += time.monotonic() - asked
             self._turn += 1
+
+    def _fits(self, batch: _MicroBatch, chunk: Chunk) -> bool:
+        return batch.books.fits(chunk) and batch.lanes.fits(chunk)
 
     def _settle(self, batch: _MicroBatch) -> list[bool]:
         """Act on the micro-batch's last turn: take its tokens over, put entered rows to work, and
@@ -129,22 +146,23 @@ class Generator:
             encoded = batch.encoded if self._spec.last else self._home(batch, ENCODED)
         finished: list[bool] = []
         if batch.stepped:
-            chosen = batch.chosen or self._unpacked(self._home(batch, CHOSEN), batch)
-            going = zip(batch.caches, batch.books.cohorts[: batch.cohorts], strict=False)
-            first = 0
-            for cache, cohort in going:
-                cache.follow(chosen.parents[first : first + len(cohort.rows)])
-                first += len(cohort.rows)
-            batch.tokens[: batch.stepped] = chosen.ids
+            flags = batch.flags
+            if flags is None:  # what was chosen comes from the last stage
+                chosen = self._unpacked(self._home(batch, CHOSEN))
+                batch.lanes.settle(chosen)
+                flags = chosen.finished
             batch.books.advance(batch.cohorts)
-            batch.steps += 1
-            if batch.steps % self._room.stop_every == 0:
-                finished = chosen.finished.tolist()
+            finished = batch.looks.after(flags[: batch.stepped], batch.books.spent)
         if batch.entry is not None:
+            assert batch.keep is not None
             if encoded is not None:
-                self._stage.admit(encoded, batch.entry, batch.caches[-1].sources)
+                self._stage.admit(encoded, batch.keep)
+            batch.lanes.activate([row.context[-1] for row in batch.entering])
+            if batch.search is not None:
+                batch.search.enter(batch.books.rows, batch.entering)
             batch.books.activate()
-        batch.stepped, batch.chosen, batch.entry, batch.encoded = 0, None, None, None
+        batch.stepped, batch.flags, batch.entering = 0, None, []
+        batch.entry = batch.keep = batch.encoded = None
         return finished
 
     def _told(
@@ -153,61 +171,56 @@ class Generator:
         """The finished rows, by chunk, with their answers; then close the gaps they leave."""
         if not any(finished):
             return
-        cohorts = batch.books.cohorts
+        cohorts, before = batch.books.cohorts, batch.books.rows
         left = batch.books.leave(finished)
+        found: list[Generated] = []
+        if self._spec.answers:
+            assert batch.search is not None
+            self._reached()
+            found = batch.search.harvest([at for at, _, _ in left.rows])
+        answers: list[Answer] = [
+            replace(answer, prompt_logprob=batch.prompts.pop(row.key, None))
+            for answer, (_, _, row) in zip(found, left.rows, strict=False)
+        ]
+        first = 0
         for cohort in cohorts:
-            rows = [(at, request) for at, own, request in left.rows if own is cohort]
+            rows = [request for _, own, request in left.rows if own is cohort]
             if not rows:
                 continue
-            chunk = Chunk(cohort.sequence, tuple(request for _, request in rows))
+            chunk = Chunk(cohort.sequence, tuple(rows))
             if not self._spec.answers:
                 yield chunk, None, cohort.steps * len(rows)
                 continue
-            assert batch.search is not None
-            answers = [
-                replace(batch.search.harvest(at), prompt_logprob=batch.prompts.pop(r.key, None))
-                for at, r in rows
-            ]
-            yield chunk, list(answers), sum(len(a.hypotheses[0].ids) for a in answers)
-        for cache, moves in zip(batch.caches, left.moves, strict=True):
-            for source, target in moves:
-                cache.move(source, target)
-        held = zip(batch.caches, cohorts, strict=True)
-        batch.caches = [cache for cache, cohort in held if cohort.rows]
-        self._reorder(batch, left)
+            own = found[first : first + len(rows)]
+            tokens = sum(len(a.hypotheses[0].ids) for a in own)
+            yield chunk, answers[first : first + len(rows)], tokens
+            first += len(rows)
+        batch.lanes.leave(left)
+        if batch.search is not None:
+            if left.moved:
+                batch.search.move(*zip(*left.moved, strict=True))
+            batch.search.clear(len(left.order), before)
 
-    def _reorder(self, batch: _MicroBatch, left: Left) -> None:
-        """Bring the rows that stay to their new places among all rows."""
-        moved = [(old, new) for new, old in enumerate(left.order) if old != new]
-        if moved:
-            at, to = torch.tensor(moved, device=self._device).unbind(1)
-            batch.tokens[to] = batch.tokens[at]
-            if batch.search is not None:
-                sources, targets = zip(*moved, strict=True)
-                batch.search.move(sources, targets)
+    def _reached(self) -> None:
+        """Wait until the device is through with all it was given, with signs of life."""
+        if self._device.type == "cuda":
+            Fetched(torch.zeros(1, device=self._device)).take(self._pulse)
 
     def _enter(self, batch: _MicroBatch, chunk: Chunk) -> None:
         """Read a chunk's rows, a new cohort behind those at work."""
-        first = batch.books.rows
         cohort = batch.books.enter(chunk)
-        cache = Cache(self._arch, self._layers, self._ways, cohort, self._kind)
-        batch.caches.append(cache)
+        batch.keep = batch.lanes.enter(cohort)
         rows = cohort.rows
         lengths = [len(r.ids) - (0 if self._arch.seq2seq else 1) for r in rows]
         ids = [t for r, n in zip(rows, lengths, strict=True) for t in r.ids[:n]]
         entry = Entry(torch.tensor(ids, dtype=torch.int64, device=self._device), lengths)
-        begins = [SearchRow.of(r, self._start).context[-1] for r in rows]
-        batch.tokens[first : first + len(rows)] = torch.tensor(
-            begins, device=self._device
-        ).unsqueeze(1)
-        if batch.search is not None:
-            batch.search.enter(first, [SearchRow.of(r, self._start) for r in rows])
+        batch.entering = [SearchRow.of(r, self._start) for r in rows]
         self._score_prompts(batch, rows)
         batch.entry = entry
         if not ids:  # prompts of one token
             return
         x = entry.ids if self._spec.first else self._before(ENTER)
-        x = self._stage.enter(x, entry, cache.kept, self._pulse)
+        x = self._stage.enter(x, entry, batch.keep, self._pulse)
         if self._wires.after is not None:
             self._wires.after.put(self._tag(self._turn, ENTER), x, self._pulse)
         elif self._arch.seq2seq:
@@ -230,53 +243,56 @@ class Generator:
             assert self._wires.after is not None
             self._wires.after.put(self._tag(self._turn, PROMPTS), found, self._pulse)
             return
-        for request, answer in zip(scored, found, strict=True):
+        for request, answer in zip(scored, found.answers(self._pulse.check), strict=True):
             batch.prompts[request.key] = math.fsum(answer.logprobs)
 
     def _step(self, batch: _MicroBatch) -> None:
         """One token of every lane at work."""
-        cohorts = batch.books.cohorts
-        batch.stepped, batch.cohorts = batch.books.rows, len(cohorts)
-        views = [cache.view() for cache in batch.caches[: len(cohorts)]]
-        x = self._fed(batch) if self._spec.first else self._before(STEP)
-        x = self._stage.step(x, views, self._pulse)
+        batch.stepped, batch.cohorts = batch.books.rows, len(batch.books.cohorts)
+        if batch.graphs is not None:
+            batch.flags = self._played(batch, batch.graphs)
+            self._pulse()
+            return
+        x = self._through(batch)
         if self._wires.after is not None:
             self._wires.after.put(self._tag(self._turn, STEP), x, self._pulse)
             return
-        assert batch.search is not None
-        logits = self._all_lanes(batch, self._stage.logits(x))
-        chosen = batch.search.advance(logits, self._wires.group)
+        chosen = self._chosen(batch, self._stage.logits(x))
         self._pulse()
-        batch.chosen = chosen
+        batch.flags = chosen.finished
         if self._wires.homes:
             flags = chosen.finished.unsqueeze(1).to(torch.int64)
             message = torch.cat([chosen.ids, chosen.parents, flags], dim=1)  # [n, 2 W + 1]
             for pipe in self._wires.homes:
                 pipe.put(self._tag(self._turn, CHOSEN), message, self._pulse)
 
-    def _fed(self, batch: _MicroBatch) -> torch.Tensor:
-        """The ids of all lanes of the step: [N]."""
-        counts = [len(c.rows) for c in batch.books.cohorts]
-        own = torch.split(batch.tokens[: sum(counts)], counts)
-        each = zip(own, batch.books.cohorts, strict=True)
-        parts = [tokens[:, : cohort.lanes].flatten() for tokens, cohort in each]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _through(self, batch: _MicroBatch) -> torch.Tensor:
+        """The step through this stage's layers: [N, H]."""
+        x = batch.lanes.fed() if self._spec.first else self._before(STEP)
+        return self._stage.step(x, batch.lanes.sight(), self._pulse)
 
-    def _all_lanes(self, batch: _MicroBatch, logits: torch.Tensor) -> torch.Tensor:
-        """Logits of W lanes a row, for the search: in a row's first step all are alike."""
-        cohorts = batch.books.cohorts
-        if all(c.lanes == c.beams for c in cohorts):
-            return logits
-        parts = torch.split(logits, [len(c.rows) * c.lanes for c in cohorts])
-        return torch.cat(
-            [
-                part.repeat_interleave(cohort.beams // cohort.lanes, dim=0)
-                for part, cohort in zip(parts, cohorts, strict=True)
-            ]
-        )
+    def _chosen(self, batch: _MicroBatch, logits: torch.Tensor) -> Advance:
+        """The next tokens, which the lanes take over."""
+        assert batch.search is not None
+        chosen = batch.search.advance(batch.lanes.spread(logits), self._wires.group)
+        batch.lanes.settle(chosen)
+        return chosen
 
-    def _unpacked(self, message: torch.Tensor, batch: _MicroBatch) -> Advance:
-        width = batch.tokens.shape[1]
+    def _played(self, batch: _MicroBatch, graphs: Graphs) -> torch.Tensor:
+        """A step of a stage that is the whole model: captured as far as it is the same each time.
+        Gives the flags of finished rows."""
+        assert batch.search is not None
+        lanes, search = batch.lanes.kind, batch.search.kind(batch.lanes.rows)
+
+        def logits() -> torch.Tensor:
+            return self._stage.logits(self._through(batch))
+
+        if search is None:
+            return self._chosen(batch, graphs.run(lanes, logits)).finished
+        return graphs.run((lanes, search), lambda: self._chosen(batch, logits()).finished)
+
+    def _unpacked(self, message: torch.Tensor) -> Advance:
+        width = self._width
         return Advance(message[:, :width], message[:, width:-1], message[:, -1].bool())
 
     def _before(self, kind: int) -> torch.Tensor:

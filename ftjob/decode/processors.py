@@ -7,7 +7,7 @@ step without any costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,8 @@ from ftjob.tasks.base import FinishReason
 
 # An end id that no token is.
 NO_END = -1
+# What a slot without a row holds.
+NOBODY = SearchRow(0)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Processors:
         self._ft = decode.convention == "ft"
         self._beams = decode.beams > 1
         self._default, self._width, self._device = ends, decode.lanes, device
-        self.rows = [SearchRow(0)] * slots
+        self.rows = [NOBODY] * slots
         self.ends = torch.full((slots, max(1, len(ends))), NO_END, device=device)
         self._history = History(slots, self._width, device)
         self._steps: dict[int, _Step] = {}
@@ -97,6 +99,18 @@ class Processors:
         self.ends[to] = self.ends[at]
         if any(_remembers(row.options) for row in moved):
             self._history.move(at, to)
+
+    def clear(self, first: int, stop: int) -> None:
+        """The slots hold no rows any more."""
+        self._steps.clear()
+        self.rows[first:stop] = [NOBODY] * (stop - first)
+
+    def kind(self, n: int) -> Hashable | None:
+        """What a step over n slots does as long as this stays the same, beside the tensors; None
+        where rows ask for edits, which differ from step to step."""
+        step = self._step(n)
+        plain = not step.order and step.stops is None and not step.follows
+        return self.ends.shape[1] if plain else None
 
     def apply(self, logits: torch.Tensor, group: Comm) -> torch.Tensor | None:
         """Edit logits [n * W, V/T] in place. Under beams with `hf` those of the lanes given back,

@@ -8,7 +8,7 @@ logits and harvests answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from ftjob.config.options import RowOptions
 from ftjob.decode import choose
 from ftjob.decode.choose import Choice, Draws
 from ftjob.decode.draws import uniform
-from ftjob.decode.processors import Processors
+from ftjob.decode.processors import NOBODY, Processors
 from ftjob.decode.search import Advance, SearchRow, grown, smallest_ties
 from ftjob.tasks.base import Generated, Hypothesis
 
@@ -68,7 +68,7 @@ class Sampling:
         self._ids = torch.zeros((slots, 1, width), dtype=torch.int64, device=device)
         self._figures = torch.zeros((slots, 1, width, FIGURES), device=device)
         # top_k, seed, the row's hash, the id that resets top_p: [slots, 4]
-        self._whole = torch.zeros((slots, 4), dtype=torch.int64, device=device)
+        self._whole = torch.ones((slots, 4), dtype=torch.int64, device=device)
         # top_p at first, its decay and least: [slots, 3]; and what it is now
         self._shares = torch.ones((slots, 3), device=device)
         self._p = torch.ones((slots, width), device=device)
@@ -107,6 +107,20 @@ class Sampling:
         ):
             state[to] = state[at]
 
+    def clear(self, first: int, stop: int) -> None:
+        """The slots first..stop-1 hold no rows any more."""
+        self._plans.clear()
+        self._processors.clear(first, stop)
+        self._done[first:stop] = True
+
+    def kind(self, n: int) -> Hashable | None:
+        """See `Search`."""
+        edits, plan = self._processors.kind(n), self._planned(n)
+        rows = self._processors.rows[:n]
+        if edits is None or len(plan) != 1 or any(r.options.top_p_decay != 1 for r in rows):
+            return None
+        return edits, plan[0].kind, plan[0].most, self._ids.shape[1]
+
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
         """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten."""
         n = len(logits) // self.beams
@@ -133,9 +147,7 @@ class Sampling:
 
     def _choose(self, n: int, logits: torch.Tensor, group: Comm) -> Choice:
         """The next token of every lane of slots 0..n-1."""
-        if n not in self._plans:
-            self._plans[n] = self._plan(n)
-        plan = self._plans[n]
+        plan = self._planned(n)
         ids = torch.zeros(len(logits), dtype=torch.int64, device=self._device)
         figures = torch.zeros((len(logits), FIGURES), device=self._device)
         for lanes in plan:
@@ -165,14 +177,20 @@ class Sampling:
             return choose.all_candidates(logits, group).drawn(draws.u)
         return choose.of_nucleus(logits, draws, self._vocab, ft, group)
 
+    def _planned(self, n: int) -> list[_Lanes]:
+        if n not in self._plans:
+            self._plans[n] = self._plan(n)
+        return self._plans[n]
+
     def _plan(self, n: int) -> list[_Lanes]:
-        """The lanes of slots 0..n-1 by how they choose."""
-        options = [row.options for row in self._processors.rows[:n]]
+        """The lanes of slots 0..n-1 by how they choose; those without a row do as others do."""
         kinds: dict[str, list[int]] = {}
-        for slot, own in enumerate(options):
-            first = slot * self.beams
-            kinds.setdefault(_kind(own), []).extend(range(first, first + self.beams))
-        most = max((o.top_k for o in options), default=0)
+        most = 0
+        for slot, row in enumerate(self._processors.rows[:n]):
+            if row is not NOBODY:
+                first, most = slot * self.beams, max(most, row.options.top_k)
+                lanes = kinds.setdefault(_kind(row.options), [])
+                lanes.extend(range(first, first + self.beams))
         return [
             _Lanes(
                 kind,
@@ -182,17 +200,28 @@ class Sampling:
             for kind, lanes in kinds.items()
         ]
 
-    def harvest(self, slot: int) -> Generated:
-        """The hypotheses of a finished row, one a drawn answer in order; their score is their
+    def harvest(self, slots: Sequence[int]) -> list[Generated]:
+        """The hypotheses of finished rows, one a drawn answer in order; their score is their
         cum_logprob."""
+        at = torch.tensor(slots, device=self._device)
+        lengths: list[list[int]] = self._length[at].tolist()
+        most = max(map(max, lengths))
+        ids: list[list[list[int]]] = self._ids[at, :most].transpose(1, 2).tolist()
+        figures = self._figures[at, :most].transpose(1, 2).tolist()
+        return [self._answer(*row) for row in zip(slots, lengths, ids, figures, strict=True)]
+
+    def _answer(
+        self,
+        slot: int,
+        lengths: list[int],
+        every: list[list[int]],
+        every_figures: list[list[list[float]]],
+    ) -> Generated:
         options = self._processors.rows[slot].options
-        count = options.num_return_sequences
         found: list[Hypothesis] = []
         gaps: list[tuple[int, float]] = []
-        lengths = self._length[slot, :count].tolist()
-        for lane, length in enumerate(lengths):
-            ids = self._ids[slot, :length, lane].tolist()
-            figures = self._figures[slot, :length, lane].tolist()
+        for lane, length in enumerate(lengths[: options.num_return_sequences]):
+            ids, figures = every[lane][:length], every_figures[lane][:length]
             total = math.fsum(logprob for logprob, _, _ in figures)
             shown = [logprob for _, logprob, _ in figures] if options.token_logprobs else None
             reason = self._processors.reason(slot, ids)

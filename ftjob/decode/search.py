@@ -7,7 +7,7 @@ and a finished row's `Generated` is harvested once. Nothing but `harvest` waits 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,8 +69,16 @@ class Search(Protocol):
         """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten. A row
         that is finished already stays as it is."""
 
-    def harvest(self, slot: int) -> Generated:
-        """The answer of a finished row; waits for the device."""
+    def clear(self, first: int, stop: int) -> None:
+        """The slots first..stop-1 hold no rows any more, and may be stepped all the same."""
+
+    def kind(self, n: int) -> Hashable | None:
+        """What `advance` over n slots depends on beside the tensors it works on: while it stays
+        the same the same is done to the same tensors. None where rows ask for what changes from
+        step to step."""
+
+    def harvest(self, slots: Sequence[int]) -> list[Generated]:
+        """The answers of finished rows; waits for the device."""
 
 
 def make_search(

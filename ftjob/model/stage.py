@@ -17,8 +17,16 @@ from torch import nn
 from ftjob.comm import Comm
 from ftjob.kernels import linear_cpu
 from ftjob.model.arch import Arch
-from ftjob.model.attention import Kept, StepView
-from ftjob.model.layers import Embedding, Kind, Linear, WeightFormat, make_norm, parameter
+from ftjob.model.attention import Keep, Sight
+from ftjob.model.layers import (
+    Embedding,
+    Kind,
+    Linear,
+    Residual,
+    WeightFormat,
+    make_norm,
+    parameter,
+)
 
 
 @dataclass(frozen=True)
@@ -95,37 +103,45 @@ class Stage(nn.Module):
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """[M, H] -> f32 [M, V/T]: this device's part of the vocabulary, padding at -inf."""
+        scores = self.scores(x).float()
+        if self.true_columns < scores.shape[1]:
+            scores[:, self.true_columns :] = -torch.inf
+        return scores
+
+    def scores(self, x: torch.Tensor) -> torch.Tensor:
+        """[M, H] -> [M, V/T]: the logits as the product gives them, in the model's dtype; those
+        from `true_columns` on are padding."""
         if self.arch.scaled_head:
             x = x * self.arch.hidden**-0.5
         if self._packed_head:
-            scores = linear_cpu.linear(x, self._packed_head, None)
-        else:
-            scores = F.linear(x, self.head_weight).float()
-        rows = scores.shape[1]
-        true = self.arch.vocab - self.group.rank * rows
-        if true < rows:
-            scores[:, max(0, true) :] = -torch.inf
-        return scores
+            return linear_cpu.linear(x, self._packed_head, None)
+        return F.linear(x, self.head_weight)
+
+    @property
+    def true_columns(self) -> int:
+        """How many columns of this device's part of the vocabulary are no padding."""
+        rows = self.head_weight.shape[0]
+        return min(rows, max(0, self.arch.vocab - self.group.rank * rows))
+
+    def handed_on(self, residual: Residual) -> torch.Tensor:
+        """What a stage gives of the stream behind its layers, [N, H]: normed on the last one."""
+        return self.norm.add(residual)[1] if self.last else residual.total()
 
     def enter(
-        self, x: torch.Tensor, entry: Entry, kept: Sequence[Kept], pulse: Callable[[], None]
+        self, x: torch.Tensor, entry: Entry, keep: Keep, pulse: Callable[[], None]
     ) -> torch.Tensor:
         """Read new rows: entry.ids on the first stage, else what the stage before gave, [N, H].
-        Gives [N, H] for the next stage, or on the last one for `admit`."""
+        `keep` gets keys and values of prompts. Gives [N, H] for the next stage, or on the last one
+        for `admit`."""
         raise TypeError(f"{type(self).__name__} does not generate")
 
-    def admit(self, encoded: torch.Tensor, entry: Entry, sources: Sequence[Kept]) -> None:
+    def admit(self, encoded: torch.Tensor, keep: Keep) -> None:
         """Make of the encoder's output [N, H] what the decode steps look at; nothing to do without
         an encoder."""
 
-    def step(
-        self,
-        x: torch.Tensor,
-        views: Sequence[StepView],
-        pulse: Callable[[], None],
-    ) -> torch.Tensor:
-        """One token of every lane, view after view: its ids [N] on the first stage, else [N, H].
-        Gives [N, H], on the last stage normed for `logits`."""
+    def step(self, x: torch.Tensor, sight: Sight, pulse: Callable[[], None]) -> torch.Tensor:
+        """One token of every lane: its ids [N] on the first stage, else [N, H]. Gives [N, H], on
+        the last stage normed for `logits`."""
         raise TypeError(f"{type(self).__name__} does not generate")
 
 
