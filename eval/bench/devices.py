@@ -10,6 +10,7 @@ from typing import Any
 
 from ftjob.batching import Chunk
 from ftjob.bench.devices import LocalDevices
+from ftjob.handout import chunks_ahead
 from ftjob.job import Job
 from ftjob.telemetry import Phases
 
@@ -50,7 +51,7 @@ class Devices:
             for replica in range(plan.data):
                 devices.give(replica, None)
         else:
-            for _ in range(plan.pipeline + 1):
+            for _ in range(chunks_ahead(plan)):
                 for replica in range(plan.data):
                     _give_next(devices, replica, formed)
         for done in devices.finished():

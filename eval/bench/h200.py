@@ -176,7 +176,7 @@ def run(workload: Workload, ceilings: Ceilings, rounds: int, peer_rounds: int) -
         "phases": phases,
         "limit_s": limit,
         "tokens": tokens_of(job, cell),
-        "steps_apart": cell.output_len - cell.short,
+        "steps": cell.output_len - 1,
     }
 
 

@@ -88,14 +88,13 @@ def compare(
     with LocalDevices(job, phases) as devices:
         ours = Timed("ftjob", lambda chunks: run_once(devices, [chunks]))
         ours.turn(cell, rows, counted=False)
-        ready = ready_phases(phases)
         others = _peers(job, peers)
         for number in range(max(rounds, peer_rounds) + 1):
             if number:
                 ours.turn(cell, rows, counted=True)
             for other in others if number <= peer_rounds else ():
                 _try(other, cell, rows, counted=number > 0)
-    return [timed.as_dict(cell) for timed in (ours, *others)], ready
+    return [timed.as_dict(cell) for timed in (ours, *others)], ready_phases(phases)
 
 
 def _try(other: Timed, cell: Cell, rows: Rows, counted: bool) -> None:

@@ -65,7 +65,7 @@ def figures(made: dict[str, Any], name: str) -> list[float]:
             if made["figure"] == "run":
                 return list(one["seconds"])
             pairs = zip(one["seconds"], one["short_seconds"], strict=True)
-            return [(whole - short) / made["steps_apart"] for whole, short in pairs]
+            return [(whole - short) / made["steps"] for whole, short in pairs]
     return []
 
 

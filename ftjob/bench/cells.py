@@ -29,9 +29,8 @@ BASE = ("dataset=prompts", "dataset.path=rows-of-bench")
 
 @dataclass(frozen=True)
 class Cell:
-    """One size. `short` new tokens are made in the runs that tell prefill from decode: as many as
-    are decoded between two looks at what is finished, so that both kinds end at such a look; 0
-    where `output_len` are no more, or rows are scored."""
+    """One size. `short` is 1 where runs of one new token tell prefill from decode; 0 where a run
+    makes no more anyway, or rows are scored."""
 
     batch: int
     input_len: int
@@ -122,8 +121,7 @@ def cell_job(config: JobConfig, cell: Cell, machine: Machine) -> tuple[Job, Cell
         )
     _check_memory(job, cell)
     source = replace(job.source, specials=replace(job.source.specials, ends=()))
-    every = job.plan.generation.stop_every if job.plan.generation is not None else 0
-    short = every if every < cell.output_len else 0
+    short = int(generates and cell.output_len > 1)
     return replace(job, source=source), replace(cell, short=short)
 
 

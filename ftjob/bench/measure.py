@@ -94,6 +94,7 @@ def measure(job: Job, cell: Cell, ceilings: Ceilings) -> dict[str, Any]:
         for _ in range(bench.runs):
             for new in lengths:
                 taken[new].append(run_once(devices, rows.chunks(new)))
+        late = {n: s - before.get(n, 0.0) for n, s in ready_phases(phases).items()}
         used, names = peak.bytes, sorted(set(devices.names.values()))
     gc.collect()
     if on[0].type == "cuda":
@@ -116,6 +117,7 @@ def measure(job: Job, cell: Cell, ceilings: Ceilings) -> dict[str, Any]:
             "planned_bytes": planned_bytes(job, cell),
         },
         "phases": before,
+        "late_phases": {name: seconds for name, seconds in late.items() if seconds > 0},
         **_rates(job, cell, ceilings, summary(whole)["p50"], first, step),
     }
 
@@ -141,14 +143,14 @@ def apart(
 ) -> tuple[float | None, float | None]:
     """Seconds of a decode step, and from the prompts to the first new token of each.
 
-    Runs of output_len and of `short` new tokens alternate. Their difference, pair by pair, is that
-    of output_len - short steps; the time to the first token is the median short run without the
-    short - 1 steps after it. Where there are no short runs, a run of one token is all prefill.
+    Runs of output_len new tokens and of one alternate. Their difference, pair by pair, is that of
+    output_len - 1 steps; the time to the first token is the median of the short ones. Without
+    these, a run of one token is all prefill.
     """
     if short:
-        steps = cell.output_len - cell.short
+        steps = cell.output_len - 1
         step = statistics.median(w - s for w, s in zip(whole, short, strict=True)) / steps
-        return step, statistics.median(short) - (cell.short - 1) * step
+        return step, statistics.median(short)
     return None, statistics.median(whole) if cell.output_len == 1 else None
 
 
@@ -178,8 +180,8 @@ def tokens_of(job: Job, cell: Cell) -> int:
 
 
 def ready_phases(phases: Phases) -> dict[str, float]:
-    """Seconds of the first device's phases before it serves: load, warm-up, and whatever it makes
-    ready once, such as captured graphs."""
+    """Seconds of the first device's phases, but for those in which it serves: load, warm-up, and
+    whatever it makes ready once, such as captured graphs."""
     found: dict[str, float] = {}
     for phase in phases.as_list():
         if phase["device"] == 0 and phase["name"] not in SERVING:

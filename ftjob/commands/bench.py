@@ -124,6 +124,7 @@ def render(made: dict[str, Any]) -> str:
         "",
         *_table(cells, made["task"] == "score"),
         "",
+        *map(_late, (c for c in cells if c["late_phases"])),
         f"{made['runs']} runs each; times in ms, from token ids on the host to answers there.",
         "limit: the least time at the ceilings, whose shares are given.",
     ]
@@ -154,6 +155,14 @@ def _card(card: dict[str, str]) -> str:
         f"{card['name']}, driver {card['driver_version']}, {card['clocks.sm']} MHz and memory "
         f"{card['clocks.mem']} MHz under a product, {card['power.draw']} W, "
         f"{card['temperature.gpu']} C"
+    )
+
+
+def _late(cell: dict[str, Any]) -> str:
+    """A warning where a device made something ready only when its runs were timed."""
+    return (
+        f"batch {cell['batch']}, {cell['input_len']} in, {cell['output_len']} out: within the "
+        f"timed runs {_seconds(cell['late_phases'])}; raise bench.warmup"
     )
 
 

@@ -157,12 +157,11 @@ def test_scored_rows_are_cut_as_a_run_cuts_them() -> None:
     assert (len(request.ids), request.scored_from) == (100, 98)
 
 
-def test_short_runs_end_at_a_look() -> None:
+def test_short_runs_make_one_token() -> None:
     def short(*more: str) -> int:
         return cell_of("bench.input_len=20", *more)[1].short
 
-    assert short("bench.output_len=9", "batch.stop_every=4") == 4
-    assert short("bench.output_len=4", "batch.stop_every=4") == 0
+    assert short("bench.output_len=2") == 1
     assert short("bench.output_len=1") == 0
     assert short("bench.task=score") == 0
 
@@ -234,8 +233,8 @@ def test_summary_of_times() -> None:
 
 def test_prefill_and_decode_apart() -> None:
     """Ten milliseconds to the first token and two for each other one."""
-    cell = Cell(1, 8, 20, 4)
-    whole, short = [0.010 + 19 * 0.002] * 3, [0.010 + 3 * 0.002] * 3
+    cell = Cell(1, 8, 20, 1)
+    whole, short = [0.010 + 19 * 0.002] * 3, [0.010] * 3
     step, first = apart([*whole[:2], 1.0], [*short[:2], 0.5], cell)
     assert step == pytest.approx(0.002)
     assert first == pytest.approx(0.010)
@@ -298,7 +297,7 @@ def made(task: str) -> dict[str, Any]:
     rates = {"bytes_s": 1e12, "flop_s": 5e13, "of_copy": 0.5, "of_product": 0.25}
     one = {"prefill": rates, "decode": None} if task == "generate" else {"score": rates}
     cell = {
-        **Cell(8, 512, 16, 4).as_dict(),
+        **Cell(8, 512, 16, 1).as_dict(),
         "devices": ["NVIDIA H100 80GB HBM3"],
         "latency": {"mean": 0.0123, "p50": 0.012, "p99": 0.02},
         "prefill_s": 0.004,
@@ -307,6 +306,7 @@ def made(task: str) -> dict[str, Any]:
         "tokens_s": 10_406.5,
         "memory": {"peak_bytes": 1_230_000_000, "planned_bytes": 1_200_000_000},
         "phases": {"load": 1.25, "capture": 3.5},
+        "late_phases": {},
         **one,
     }
     card = dict(zip(measured.ASKED, SMI.split(", "), strict=True))
@@ -336,6 +336,14 @@ def test_page_of_generation() -> None:
     cells = line.split()
     assert cells[:8] == ["8", "512", "16", "12.3", "12", "20", "7", "4"]
     assert cells[8:] == ["25.0", "%", "-", "-", "-", "10,406", "1.23", "GB", "1.2", "GB"]
+
+
+def test_what_was_captured_within_the_runs_is_told() -> None:
+    late = made("generate")
+    assert "raise bench.warmup" not in render(late)
+    late["cells"][0]["late_phases"] = {"capture": 0.5}
+    told = "batch 8, 512 in, 16 out: within the timed runs capture 0.50 s; raise bench.warmup"
+    assert told in render(late)
 
 
 def test_page_of_scoring() -> None:
