@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Place, ended, load
+from harness import Place, ended, gpt2_tensors, load, write_gpt2
 
 SMALL = ("bench.input_len=12", "bench.output_len=5", "bench.runs=3", "bench.warmup=1")
 
@@ -75,22 +75,14 @@ def test_scoring(place: Place) -> None:
 
 
 def test_a_device_that_fails_gives_its_exit_code(place: Place, tmp_path: Path) -> None:
-    """Scores that are no numbers: the device thread refuses them, and bench ends as a run would."""
-    broken = place.driver(
-        "nan",
-        "import torch\n"
-        "from ftjob.decode import scoring\n"
-        "from ftjob import device\n"
-        "true = device.score_chunk\n"
-        "def spoiled(stage, chunk, *rest):\n"
-        "    found = true(stage, chunk, *rest)\n"
-        "    if chunk.sequence >= 0:\n"
-        "        found[0].logprobs[0] = float('nan')\n"
-        "    return found\n"
-        "device.score_chunk = spoiled\n",
-    )
-    done = broken("bench", *SMALL, "bench.task=score").expect(2, "model.dtype=f32", "not numbers")
+    """Weights that make no numbers: the device refuses the scores; bench ends as a run would."""
+    tensors = gpt2_tensors()
+    tensors["ln_f.weight"].fill_(float("nan"))
+    model = write_gpt2(tmp_path / "model", tensors)
+    own = ("model=gpt2", f"model.checkpoint={model}", "bench.task=score")
+    done = place("bench", *SMALL, *own).expect(2, "model.dtype=f32", "infinite or not numbers")
     assert "Traceback" not in done.err
+    assert not done.out
 
 
 def test_interrupted_it_shows_what_is_done(place: Place) -> None:
