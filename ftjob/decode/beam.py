@@ -17,6 +17,7 @@ from ftjob.config.groups import DecodeConfig
 from ftjob.decode.logits import top_logprobs
 from ftjob.decode.processors import Processors
 from ftjob.decode.search import Advance, SearchRow, grown, smallest_ties
+from ftjob.model.arrays import sent
 from ftjob.tasks.base import Generated, Hypothesis
 
 # A token and the beam it continues in one number, in the pool below the step as well.
@@ -109,10 +110,10 @@ class BeamSearch:
         slots = slice(first, first + len(rows))
         device = self._limit.device
         self._length[slots] = 0
-        self._limit[slots] = torch.tensor(limits, device=device)
-        self._penalty[slots] = torch.tensor([o.length_penalty for o in options], device=device)
+        self._limit[slots] = sent(limits, device, torch.int64)
+        self._penalty[slots] = sent([o.length_penalty for o in options], device, torch.float32)
         rates = [self._sign * o.beam_search_diversity_rate for o in options]
-        self._rate[slots] = torch.tensor(rates, device=device)
+        self._rate[slots] = sent(rates, device, torch.float32)
         self._done[slots] = False
         # all beams start alike: only the first may be continued
         self._open[slots] = -torch.inf
@@ -122,7 +123,8 @@ class BeamSearch:
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy what is kept of slots over others."""
         self._processors.move(sources, targets)
-        at, to = (torch.tensor(slots, device=self._limit.device) for slots in (sources, targets))
+        device = self._limit.device
+        at, to = (sent(slots, device, torch.int64) for slots in (sources, targets))
         for state in (
             *(self._length, self._limit, self._done, self._open, self._penalty, self._rate),
             *(self._history, self._logprobs, self._gaps, self._pool, self._endings),
@@ -282,7 +284,7 @@ class BeamSearch:
 
     def harvest(self, slots: Sequence[int]) -> list[Generated]:
         """The hypotheses of finished rows."""
-        at = torch.tensor(slots, device=self._limit.device)
+        at = sent(slots, self._limit.device, torch.int64)
         lengths: list[int] = self._length[at].tolist()
         steps = (self._history, self._logprobs, self._gaps)
         every = [state[at, : max(lengths)].tolist() for state in steps]

@@ -17,6 +17,7 @@ from ftjob.decode.beam import TOKEN_BITS, ancestry
 from ftjob.decode.logits import top_logprobs
 from ftjob.decode.processors import Processors
 from ftjob.decode.search import Advance, SearchRow, grown, smallest_ties
+from ftjob.model.arrays import sent
 from ftjob.tasks.base import Generated, Hypothesis
 
 
@@ -75,13 +76,13 @@ class CompetingBeams:
         slots = slice(first, first + len(rows))
         device = self._limit.device
         self._length[slots] = 0
-        self._limit[slots] = torch.tensor([row.limit for row in rows], device=device)
-        self._context[slots] = torch.tensor([len(row.context) for row in rows], device=device)
+        self._limit[slots] = sent([row.limit for row in rows], device, torch.int64)
+        self._context[slots] = sent([len(row.context) for row in rows], device, torch.int64)
         weights = [
             [row.options.length_penalty, self._sign * row.options.beam_search_diversity_rate]
             for row in rows
         ]
-        self._weights[slots] = torch.tensor(weights, device=device)
+        self._weights[slots] = sent(weights, device, torch.float32)
         self._done[slots] = False
         # all beams start alike: only the first may be continued
         self._cums[slots] = -torch.inf
@@ -92,7 +93,8 @@ class CompetingBeams:
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy what is kept of slots over others."""
         self._processors.move(sources, targets)
-        at, to = (torch.tensor(slots, device=self._limit.device) for slots in (sources, targets))
+        device = self._limit.device
+        at, to = (sent(slots, device, torch.int64) for slots in (sources, targets))
         for state in (
             *(self._length, self._limit, self._context, self._done, self._weights, self._cums),
             *(self._sizes, self._ended, self._ranked),
@@ -166,7 +168,7 @@ class CompetingBeams:
 
     def harvest(self, slots: Sequence[int]) -> list[Generated]:
         """The hypotheses of finished rows."""
-        at = torch.tensor(slots, device=self._limit.device)
+        at = sent(slots, self._limit.device, torch.int64)
         lengths: list[int] = self._length[at].tolist()
         steps = (self._history, self._logprobs, self._gaps)
         every = [state[at, : max(lengths)].tolist() for state in steps]

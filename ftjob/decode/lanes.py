@@ -84,7 +84,7 @@ class CohortLanes:
     def activate(self, begins: Sequence[int]) -> None:
         """See `Lanes`."""
         first = self._books.rows
-        ids = torch.tensor(begins, device=self._tokens.device)
+        ids = torch.tensor(begins)
         self._tokens[first : first + len(begins)] = ids.unsqueeze(1)
 
     @property

@@ -61,7 +61,7 @@ def whole_vocabulary(logits: torch.Tensor, group: Comm) -> torch.Tensor:
 
 def _look(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The k highest values of each row, their columns, and the row's log(sum(exp(logits)))."""
-    if logits.device.type != "cpu":
+    if logits.is_cuda:
         # imported here because a machine without a GPU may be without triton
         from ftjob.kernels.highest import MOST, highest
 

@@ -28,6 +28,7 @@ from ftjob.decode.looks import LAG, Fetched, Looks
 from ftjob.decode.scoring import score_chunk
 from ftjob.decode.search import Advance, SearchRow, make_search
 from ftjob.job import Job
+from ftjob.model.arrays import sent
 from ftjob.model.attention import Keep
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.layers import Kind
@@ -213,7 +214,7 @@ class Generator:
         rows = cohort.rows
         lengths = [len(r.ids) - (0 if self._arch.seq2seq else 1) for r in rows]
         ids = [t for r, n in zip(rows, lengths, strict=True) for t in r.ids[:n]]
-        entry = Entry(torch.tensor(ids, dtype=torch.int64, device=self._device), lengths)
+        entry = Entry(sent(ids, self._device, torch.int64), lengths)
         batch.entering = [SearchRow.of(r, self._start) for r in rows]
         self._score_prompts(batch, rows)
         batch.entry = entry

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+import numpy as np
 import torch
 
 from ftjob.batching import Chunk
 from ftjob.decode.cohorts import Books, Cohort, Left
 from ftjob.decode.extents import Extents
 from ftjob.decode.search import Advance
+from ftjob.kernels.put import put
 from ftjob.kernels.step_attention import (
     BASE,
     FIELDS,
@@ -27,6 +29,7 @@ from ftjob.kernels.step_attention import (
     step_attention,
 )
 from ftjob.model.arch import Arch
+from ftjob.model.arrays import sent, to_device
 from ftjob.model.attention import Keep, Sight
 from ftjob.model.layers import Kind
 from ftjob.model.relative import RelativeBias
@@ -100,18 +103,11 @@ class PoolLanes:
         news = [row.max_new_tokens for row in cohort.rows]
         fields = {BASE: starts, SOURCE: source, PREFIX: prefix, STEPS: [0] * len(read), MOST: news}
         rows = list(zip(*(fields[i] for i in range(FIELDS)), strict=True))
-        self._entering = torch.tensor(rows, device=self._device)
-        counts = torch.tensor(read)
-        begins = torch.tensor([0, *read[:-1]]).cumsum(0)
-        shift = (torch.tensor(starts) - begins).repeat_interleave(counts)
-        cells = (torch.arange(len(shift)) + shift).to(self._device)
-
-        def keep(layer: int, kv: torch.Tensor) -> None:
-            into = self._pool[layer]
-            heads, size = into.shape[1], into.shape[3]
-            into[:, :, cells] = kv.reshape(-1, 2, heads, size).permute(1, 2, 0, 3)
-
-        return keep
+        counts = np.asarray(read)
+        shift = np.repeat(np.asarray(starts) - (counts.cumsum() - counts), counts)
+        held = np.asarray(rows), np.arange(len(shift)) + shift
+        self._entering, cells = to_device(held, self._device)
+        return lambda layer, kv: put(self._pool[layer], cells, kv)
 
     def activate(self, begins: Sequence[int]) -> None:
         """See `Lanes`."""
@@ -119,7 +115,7 @@ class PoolLanes:
         first = self._books.rows
         places = slice(first, first + len(begins))
         self._table[places] = self._entering
-        ids = torch.tensor(begins, device=self._device)
+        ids = sent(begins, self._device, torch.int64)
         self._tokens[places] = ids.unsqueeze(1)
         if self._width > 1:
             self._lineage[places] = self._identity
@@ -172,7 +168,7 @@ class PoolLanes:
             self._extents.give(*self._held.pop(row.key))
         before = len(left.order) + len(left.rows)
         order = [*left.order, *[self._slots] * len(left.rows)]
-        at = torch.tensor(order, device=self._device)
+        at = sent(order, self._device, torch.int64)
         for state in (self._table, self._tokens, *([self._lineage] if self._width > 1 else [])):
             state[:before] = state[at]
 

@@ -19,6 +19,7 @@ from ftjob.decode import edits
 from ftjob.decode.history import History
 from ftjob.decode.logits import log_norm
 from ftjob.decode.search import SearchRow, ends_among
+from ftjob.model.arrays import sent
 from ftjob.tasks.base import FinishReason
 
 # An end id that no token is.
@@ -85,7 +86,7 @@ class Processors:
             larger[:, : self.ends.shape[1]] = self.ends
             self.ends = larger
         padded = [[*ids, *[NO_END] * (self.ends.shape[1] - len(ids))] for ids in every]
-        self.ends[slots] = torch.tensor(padded, device=self._device)
+        self.ends[slots] = sent(padded, self._device, torch.int64)
         if any(_remembers(row.options) for row in rows):
             self._history.enter(first, rows)
 
@@ -95,7 +96,7 @@ class Processors:
         moved = [self.rows[slot] for slot in sources]
         for slot, row in zip(targets, moved, strict=True):
             self.rows[slot] = row
-        at, to = (torch.tensor(slots, device=self._device) for slots in (sources, targets))
+        at, to = (sent(slots, self._device, torch.int64) for slots in (sources, targets))
         self.ends[to] = self.ends[at]
         if any(_remembers(row.options) for row in moved):
             self._history.move(at, to)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ftjob.comm import Comm
@@ -21,7 +22,8 @@ from ftjob.decode.choose import Choice, Draws
 from ftjob.decode.draws import uniform
 from ftjob.decode.processors import NOBODY, Processors
 from ftjob.decode.search import Advance, SearchRow, grown, smallest_ties
-from ftjob.tasks.base import Generated, Hypothesis
+from ftjob.model.arrays import Array, sent
+from ftjob.tasks.base import NEAR_TIE, Generated, Hypothesis
 
 # What is kept of a token: its log-probability, the one shown with it, the decision's gap.
 FIGURES = 3
@@ -84,23 +86,25 @@ class Sampling:
         slots = slice(first, first + len(rows))
         options = [row.options for row in rows]
         self._length[slots] = 0
-        self._limit[slots, 0] = torch.tensor([row.limit for row in rows], device=self._device)
-        asked = torch.tensor([[o.num_return_sequences] for o in options], device=self._device)
+        device = self._device
+        self._limit[slots, 0] = sent([row.limit for row in rows], device, torch.int64)
+        asked = sent([[o.num_return_sequences] for o in options], device, torch.int64)
         self._done[slots] = self._lanes[slots] >= asked
         whole = [
             [o.top_k, o.seed, row.draw, -1 if o.top_p_reset is None else o.top_p_reset]
             for o, row in zip(options, rows, strict=True)
         ]
-        self._whole[slots] = torch.tensor(whole, dtype=torch.int64, device=self._device)
+        self._whole[slots] = sent(whole, device, torch.int64)
         shares = [[o.top_p or 1.0, o.top_p_decay, o.top_p_min] for o in options]
-        self._shares[slots] = torch.tensor(shares, device=self._device)
+        self._shares[slots] = sent(shares, device, torch.float32)
         self._p[slots] = self._shares[slots, :1]
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy what is kept of slots over others."""
         self._plans.clear()
         self._processors.move(sources, targets)
-        at, to = (torch.tensor(slots, device=self._limit.device) for slots in (sources, targets))
+        device = self._limit.device
+        at, to = (sent(slots, device, torch.int64) for slots in (sources, targets))
         for state in (
             *(self._length, self._limit, self._done, self._ids),
             *(self._figures, self._whole, self._shares, self._p),
@@ -203,31 +207,26 @@ class Sampling:
     def harvest(self, slots: Sequence[int]) -> list[Generated]:
         """The hypotheses of finished rows, one a drawn answer in order; their score is their
         cum_logprob."""
-        at = torch.tensor(slots, device=self._device)
+        at = sent(slots, self._device, torch.int64)
         lengths: list[list[int]] = self._length[at].tolist()
         most = max(map(max, lengths))
-        ids: list[list[list[int]]] = self._ids[at, :most].transpose(1, 2).tolist()
-        figures = self._figures[at, :most].transpose(1, 2).tolist()
+        ids = self._ids[at, :most].transpose(1, 2).cpu().numpy()  # [n, W, most]
+        figures = self._figures[at, :most].permute(0, 3, 2, 1).cpu().numpy()  # [n, 3, W, most]
         return [self._answer(*row) for row in zip(slots, lengths, ids, figures, strict=True)]
 
-    def _answer(
-        self,
-        slot: int,
-        lengths: list[int],
-        every: list[list[int]],
-        every_figures: list[list[list[float]]],
-    ) -> Generated:
+    def _answer(self, slot: int, lengths: list[int], every: Array, figures: Array) -> Generated:
         options = self._processors.rows[slot].options
         found: list[Hypothesis] = []
-        gaps: list[tuple[int, float]] = []
+        close: list[tuple[int, float]] = []
         for lane, length in enumerate(lengths[: options.num_return_sequences]):
-            ids, figures = every[lane][:length], every_figures[lane][:length]
-            total = math.fsum(logprob for logprob, _, _ in figures)
-            shown = [logprob for _, logprob, _ in figures] if options.token_logprobs else None
+            ids: list[int] = every[lane, :length].tolist()
+            logprobs, shown, gaps = figures[:, lane, :length]
+            total = math.fsum(logprobs.tolist())
+            own = shown.tolist() if options.token_logprobs else None
             reason = self._processors.reason(slot, ids)
-            found.append(Hypothesis(ids, total, total, reason, shown))
-            gaps += [(at, gap) for at, (_, _, gap) in enumerate(figures)]
-        return Generated(found, smallest_ties(gaps))
+            found.append(Hypothesis(ids, total, total, reason, own))
+            close += [(int(i), float(gaps[i])) for i in np.flatnonzero(gaps < NEAR_TIE)]
+        return Generated(found, smallest_ties(close))
 
 
 def _kind(options: RowOptions) -> str:

@@ -19,6 +19,7 @@ BASE, SOURCE, PREFIX, STEPS, MOST = range(5)
 FIELDS = 5
 # Keys looked at together; f32 products are made without tensor cores.
 KEYS, KEYS_F32 = 64, 32
+WARPS = 4
 # Programs that a GPU's processors need to be busy; a row's keys are split among several below it.
 PROGRAMS, MOST_SPLITS = 264, 16
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -100,7 +101,7 @@ def step_attention(
         OWN=new is not None,
         REACH=0 if bias is None else bias.shape[1] // 2,
         BIASED=bias is not None,
-        num_warps=4,
+        num_warps=WARPS,
     )
     return out
 
@@ -165,6 +166,7 @@ def _look(
         mask = there[:, None] & (columns < SIZE)[None, :]
         offset = at.to(tl.int64)[:, None] * SIZE + columns[None, :]
         k = tl.load(k_pool + offset, mask=mask, other=0.0)
+        v = tl.load(v_pool + offset, mask=mask, other=0.0)
         if HELD == 1:  # sums, for a product of matrices has 16 rows at least
             scores = tl.sum(own.to(tl.float32) * k.to(tl.float32), 1)[None, :] * scale
         else:
@@ -189,7 +191,6 @@ def _look(
         weights = tl.exp2(scores - known[:, None])
         shrink = tl.exp2(best - known)
         best, total = highest, total * shrink + tl.sum(weights, 1)
-        v = tl.load(v_pool + offset, mask=mask, other=0.0)
         if HELD == 1:
             more = tl.sum(tl.trans(weights) * v.to(tl.float32), 0)[None, :]
         else:

@@ -1,6 +1,7 @@
 """Arrays of the host on their way to a device: to a GPU all in one copy that nobody waits for.
 
-`packing` and `decode/scoring` make a batch's indices with numpy and send them through here.
+`packing` and `decode/scoring` make a batch's indices with numpy and send them through here, and the
+generate loop all that it tells a device between steps: a copy that waits would wait for them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ def to_device(arrays: Sequence[Array], device: torch.device) -> list[torch.Tenso
     # pinned, so that the copy needs no staging; torch keeps it until the copy is done
     held = joined(arrays, pinned=True)
     return list(parts(held.to(device, non_blocking=True), arrays))
+
+
+def sent(values: Sequence[Any], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A list of numbers, or of lists of them, as a tensor there; nobody waits for it either."""
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=dtype, device=device)
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
 def joined(arrays: Sequence[Array], *, pinned: bool) -> torch.Tensor:

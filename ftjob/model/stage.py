@@ -29,6 +29,10 @@ from ftjob.model.layers import (
 )
 
 
+# Columns of a product on a GPU in half precision come in multiples of so many.
+EVEN = 64
+
+
 @dataclass(frozen=True)
 class Part:
     """What a stage holds: layers and encoder layers, and whether it is the first, the last."""
@@ -115,7 +119,7 @@ class Stage(nn.Module):
             x = x * self.arch.hidden**-0.5
         if self._packed_head:
             return linear_cpu.linear(x, self._packed_head, None)
-        return F.linear(x, self.head_weight)
+        return _even_product(x, self.head_weight)
 
     @property
     def true_columns(self) -> int:
@@ -143,6 +147,19 @@ class Stage(nn.Module):
         """One token of every lane: its ids [N] on the first stage, else [N, H]. Gives [N, H], on
         the last stage normed for `logits`."""
         raise TypeError(f"{type(self).__name__} does not generate")
+
+
+def _even_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x W^T: [M, H], [V, H] -> [M, V]. In half precision a GPU has fast products only where rows of
+    the result begin at whole vectors, which an odd vocabulary's do not: they get room behind."""
+    rows = weight.shape[0]
+    even = rows // EVEN * EVEN
+    if even == rows or not x.is_cuda or x.dtype == torch.float32:
+        return F.linear(x, weight)
+    out = x.new_empty(x.shape[0], even + EVEN)
+    torch.mm(x, weight[:even].t(), out=out[:, :even])
+    torch.mm(x, weight[even:].t(), out=out[:, even:rows])
+    return out[:, :rows]
 
 
 def make_stage(arch: Arch, part: Part, weights: WeightFormat, kind: Kind, group: Comm) -> Stage:
