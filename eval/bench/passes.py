@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from eval.bench import hf
@@ -18,7 +17,7 @@ from eval.bench.scoring import lambada_job
 from eval.bench.workloads import PEERS, Workload
 from ftjob.batching import chunks
 from ftjob.bench.ceilings import Ceilings
-from ftjob.bench.cells import BASE, roof_sizes
+from ftjob.bench.cells import BASE, endless, roof_sizes
 from ftjob.bench.measure import check_length_of, ready_phases, torch_devices
 from ftjob.bench.roofline import scoring
 from ftjob.config.compose import compose
@@ -108,8 +107,9 @@ def translation_job(overrides: Sequence[str], pairs: Sequence[Pair]) -> Job:
     longest = max(pair.target for pair in pairs)
     config = compose([*BASE, *overrides, f"decode.max_new_tokens={longest}"])
     job = prepare(config, make_machine(config.cluster, World(0, 1, "none"), os.environ))
-    source = replace(job.source, specials=replace(job.source.specials, ends=()))
-    return replace(job, source=source)
+    assert job.plan.generation is not None
+    rows = job.plan.generation.slots
+    return endless(job, rows, max(pair.source for pair in pairs), longest)
 
 
 def in_turn(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ftjob.batching import Chunk, chunks
+from ftjob.batching import Chunk, chunks, widest
 from ftjob.bench.roofline import Sizes
 from ftjob.config import JobConfig
 from ftjob.config.groups import DecodeConfig
@@ -22,6 +22,7 @@ from ftjob.plan import DTYPE_BYTES, Machine, check_length
 from ftjob.tasks.base import GenerateRequest, Request, Row, ScoreRequest
 from ftjob.tasks.generation import run_options
 from ftjob.tokenizer import NONE
+from ftjob.warm import to_continue
 
 # What `compose` is told besides: a task that needs no rows at hand.
 BASE = ("dataset=prompts", "dataset.path=rows-of-bench")
@@ -120,9 +121,22 @@ def cell_job(config: JobConfig, cell: Cell, machine: Machine) -> tuple[Job, Cell
             f"bench.input_len={cell.input_len} + bench.output_len={cell.output_len}",
         )
     _check_memory(job, cell)
+    if generates:
+        job = endless(job, cell.batch, cell.input_len, cell.output_len)
+    return job, replace(cell, short=int(generates and cell.output_len > 1))
+
+
+def endless(job: Job, rows: int, longest: int, new: int) -> Job:
+    """The job without end tokens, and with a cache for no more than `rows` rows at once of
+    `longest` tokens and `new` ones: a run's takes all memory, which would hide what these take and
+    leave none to a peer in the same process."""
     source = replace(job.source, specials=replace(job.source.specials, ends=()))
-    short = int(generates and cell.output_len > 1)
-    return replace(job, source=source), replace(cell, short=short)
+    room = job.plan.generation
+    assert room is not None
+    warm = widest(to_continue(source.arch).requests, room.beams)  # it enters before all others
+    cells = max(warm, rows * (longest + room.beams * new))
+    room = replace(room, cells=min(room.cells, cells))
+    return replace(job, source=source, plan=replace(job.plan, generation=room))
 
 
 def _check_keys(config: JobConfig, cell: Cell) -> None:

@@ -122,6 +122,7 @@ def test_job_runs_all_rows_at_once_to_their_full_length() -> None:
     room = job.plan.generation
     assert room is not None
     assert (room.slots, room.beams, job.plan.max_tokens) == (6, 4, 120)
+    assert room.cells == 6 * (20 + 4 * 5)
     assert job.source.specials.ends == ()
     assert job.config.decode.max_new_tokens == 5
     assert cell.short == 1
@@ -129,6 +130,12 @@ def test_job_runs_all_rows_at_once_to_their_full_length() -> None:
     (chunk,) = parts
     assert [len(r.ids) for r in chunk.requests] == [20] * 6
     assert {r.max_new_tokens for r in chunk.requests if isinstance(r, GenerateRequest)} == {5}
+
+
+def test_cache_is_never_too_small_to_warm_up_in() -> None:
+    job, _ = cell_of("bench.input_len=1", "bench.output_len=1")
+    assert job.plan.generation is not None
+    assert job.plan.generation.cells == 10  # a row of 8 and 2 new ones
 
 
 def test_every_replica_gets_rows_of_its_own() -> None:
