@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None, workloads: Sequence[Workload] = WORK
     raw_file: Path = given.raw
     if not raw_file.exists() and RAW.exists():
         shutil.copy(RAW, raw_file)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     ceilings = measure_ceilings(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     about = {
         **provenance(_command(given)),

@@ -48,7 +48,8 @@ class Workload:
 
 
 def _random(model: str, *more: str) -> tuple[str, ...]:
-    return (f"model={model}", "model.checkpoint=random", "model.dtype=bf16", *more)
+    one = "cluster.devices_per_node=1"
+    return (f"model={model}", "model.checkpoint=random", "model.dtype=bf16", one, *more)
 
 
 def _size(model: str, batch: int, given: int, new: int, *more: str) -> tuple[str, ...]:

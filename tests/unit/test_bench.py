@@ -13,15 +13,17 @@ import pytest
 
 from ftjob.bench import ceilings as measured
 from ftjob.bench.cells import BASE, Cell, Rows, cell_job, roof_sizes, sizes_of
+from ftjob.bench.devices import LocalDevices
 from ftjob.bench.measure import apart, check_length_of, planned_bytes, summary
 from ftjob.bench.roofline import Sizes, Work, decode, prefill, scoring
 from ftjob.commands.bench import main, render
 from ftjob.config.compose import compose
-from ftjob.errors import CONFIG_REFUSED, ConfigError
+from ftjob.errors import CONFIG_REFUSED, ConfigError, DeadlinePassed
 from ftjob.job import Job, shape_source
 from ftjob.model.arch import Arch, Relative
 from ftjob.plan import Machine
 from ftjob.tasks.base import Generated, GenerateRequest, Hypothesis, Row, ScoreRequest
+from ftjob.telemetry import Phases
 
 MACHINE = Machine((1,), "cpu", 10**10, "test")
 DEMO = "model=demo_gpt"
@@ -254,6 +256,15 @@ def test_an_answer_of_another_length_is_a_bug() -> None:
     answer = Generated([Hypothesis([5, 6], 0.0, 0.0, "length")], [])
     with pytest.raises(RuntimeError, match="row 7: 2 new tokens, not 3"):
         check_length_of(request, answer)
+
+
+def test_a_silent_device_is_given_up() -> None:
+    """Threads that never started give no sign of life."""
+    job, cell = cell_of("bench.batch=3", "bench.input_len=5", "run.deadline_s=0.2")
+    devices = LocalDevices(job, Phases())
+    devices.give(0, Rows(job, cell).chunks(2)[0][0])
+    with pytest.raises(DeadlinePassed, match=r"run\.deadline_s=0\.2: .* 0, which hold 3 rows"):
+        list(devices.finished())
 
 
 def test_planned_memory_grows_with_rows_as_the_plan_counts_them() -> None:
