@@ -67,6 +67,7 @@ def test_random_weights_have_the_shape_of_the_job() -> None:
         made = sum(p.numel() for p in model.parameters())
         assert made == job.source.parameters - tied, name
         assert model.dtype == torch.bfloat16
+        assert model.generation_config.eos_token_id is None
 
 
 def test_peers_are_timed_in_turn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
