@@ -28,7 +28,6 @@ from ftjob.model.layers import (
     parameter,
 )
 
-
 # Columns of a product on a GPU in half precision come in multiples of so many.
 EVEN = 64
 
