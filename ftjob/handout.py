@@ -17,6 +17,12 @@ from ftjob.plan import Plan
 from ftjob.tasks.base import Request
 
 
+def chunks_ahead(plan: Plan) -> int:
+    """Chunks that a replica which scores holds: one for each stage and one ahead. A GPU is given
+    its next chunk while it computes one, and then has none waiting."""
+    return plan.pipeline + (2 if plan.machine.device == "cuda" else 1)
+
+
 class Handout:
     """Chunks in flight, by replica."""
 
@@ -24,8 +30,7 @@ class Handout:
         self, plan: Plan, batch: BatchConfig, requests: Iterable[Request], link: Link
     ) -> None:
         self._link = link
-        # a GPU is given its next chunk while it computes one, and then has none waiting
-        self._ahead = plan.pipeline + (2 if plan.machine.device == "cuda" else 1)
+        self._ahead = chunks_ahead(plan)
         self._slots = plan.generation.slots * plan.pipeline if plan.generation is not None else None
         self._ranks = [plan.ranks_of_replica(d) for d in range(plan.data)]
         self._flying: list[dict[int, Chunk]] = [{} for _ in self._ranks]

@@ -40,8 +40,8 @@ class Member(Solo):
 class Loader(DeviceThread):
     """A device thread that does not warm up: a stage alone cannot score."""
 
-    def _step(self, stage: Stage, chunk: Chunk, phase: str) -> tuple[None, float]:
-        return None, 0.0
+    def _launch(self, stage: Stage, chunk: Chunk) -> None:
+        pass
 
 
 def main() -> int:
