@@ -26,6 +26,13 @@ class Chunk:
         return sum(len(r.ids) for r in self.requests)
 
 
+def halves(chunk: Chunk) -> tuple[Chunk, Chunk]:
+    """A chunk of several rows as two."""
+    middle = len(chunk.requests) // 2
+    parts = chunk.requests[:middle], chunk.requests[middle:]
+    return Chunk(chunk.sequence, parts[0]), Chunk(chunk.sequence, parts[1])
+
+
 def windows(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
     """Consecutive lists of up to `size` requests."""
     window: list[Request] = []

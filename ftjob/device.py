@@ -22,7 +22,7 @@ from types import MappingProxyType
 import torch
 
 from ftjob import warm
-from ftjob.batching import Chunk
+from ftjob.batching import Chunk, halves
 from ftjob.checkpoint.load import FileSource, RandomSource, cut_tensors
 from ftjob.checkpoint.shared import SharedReads
 from ftjob.comm import Halted, Pulse
@@ -34,44 +34,12 @@ from ftjob.errors import BUG, Cause, ConfigError, JobError, PeerLost
 from ftjob.job import Job
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.stage import Part, Stage, make_stage
+from ftjob.news import Answered, Failed, Message, Ready, Warned, check_numbers
 from ftjob.plan import DeviceSpec, stage_tensors
 from ftjob.tasks.base import Answer, Scored
 from ftjob.telemetry import Phases
 
 DTYPES = MappingProxyType({"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16})
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The device has its weights and has run once."""
-
-    device: int
-    name: str
-    weight_bytes: int
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The device is through with rows of a chunk, in so many seconds of its own work. `chunk` has
-    just these rows, `answers` theirs in that order, where this device is the one that gives them.
-    `tokens` counts the rows' tokens or, where rows are continued, the new ones."""
-
-    device: int
-    chunk: Chunk
-    answers: list[Answer] | None
-    tokens: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The device thread is gone, for this reason."""
-
-    device: int
-    cause: Cause
-
-
-Message = Ready | Answered | Failed
 
 
 @dataclass(frozen=True)
@@ -105,6 +73,7 @@ class DeviceThread(threading.Thread):
         self.serving: tuple[Chunk, ...] = ()  # the latest, for the message where something fails
         self.phase = "load"
         self._flying: deque[_Launched] = deque()
+        self._most: float = math.inf  # tokens that are read at once
         self._counted = 0.0  # until when the device's time is counted
         cuda = job.plan.machine.device == "cuda"
         self.device = torch.device("cuda", spec.local) if cuda else torch.device("cpu")
@@ -160,9 +129,14 @@ class DeviceThread(threading.Thread):
         self.serving = (chunk,)
         scored, seconds = self._finish(launched)
         answers = list[Answer](scored) if self.spec.answers else None
-        self._check_numbers(chunk, answers)
-        self.outbox.put(Answered(self.spec.local, chunk, answers, chunk.tokens, seconds))
+        self._tells(chunk, answers, chunk.tokens, seconds)
         self.serving = tuple(later.chunk for later in self._flying)
+
+    def _tells(
+        self, chunk: Chunk, answers: list[Answer] | None, tokens: int, seconds: float
+    ) -> None:
+        check_numbers(chunk, answers, self.job.config.model.dtype)
+        self.outbox.put(Answered(self.spec.local, chunk, answers, tokens, seconds))
 
     def _generate(self, stage: Stage) -> None:
         """Continue the rows of the chunks that come, until None does."""
@@ -170,7 +144,15 @@ class DeviceThread(threading.Thread):
             stage.pack_head()
         kind = (DTYPES[self.job.config.model.dtype], self.device)
         generator = Generator(
-            self.job, self.spec, stage, self.wires, kind, self.pulse, self._working, self._capturing
+            self.job,
+            self.spec,
+            stage,
+            self.wires,
+            kind,
+            self.pulse,
+            self._working,
+            self._capturing,
+            self._halved,
         )
         chunks = iter([warm.to_continue(self.job.source.arch), None])
         self.phase = "warm-up"
@@ -179,27 +161,7 @@ class DeviceThread(threading.Thread):
         self.outbox.put(Ready(self.spec.local, self._label(), _held_bytes(stage)))
         self.phase = "decode"
         for done in generator.run(self._take):
-            self._check_numbers(done.chunk, done.answers)
-            self.outbox.put(
-                Answered(self.spec.local, done.chunk, done.answers, done.tokens, done.seconds)
-            )
-
-    def _check_numbers(self, chunk: Chunk, answers: list[Answer] | None) -> None:
-        """Refuse answers out of scores that are no numbers: they would look like any other.
-
-        Raises:
-            ConfigError: naming the row's line and the type of numbers.
-        """
-        for request, answer in zip(chunk.requests, answers or (), strict=answers is not None):
-            if not all(map(math.isfinite, _figures(answer))):
-                dtype = self.job.config.model.dtype
-                advice = " Use bf16 or f32: f16 ends at 65504." if dtype == "f16" else (
-                    " The checkpoint itself may hold such values."
-                )  # fmt: skip
-                raise ConfigError(
-                    f"model.dtype={dtype}: line {request.row.line} gets scores that are infinite "
-                    f"or not numbers.{advice}"
-                )
+            self._tells(done.chunk, done.answers, done.tokens, done.seconds)
 
     def _take(self) -> Chunk | None:
         """The next chunk, or None: there is no more. A device with free slots waits for it, so that
@@ -262,6 +224,11 @@ class DeviceThread(threading.Thread):
     def _launch(self, stage: DecoderStage, chunk: Chunk) -> None:
         """Begin a chunk, with what the stage before made of it. Where a stage comes after, the
         chunk goes there and the rank is told so."""
+        alone, several = self.spec.first and self.spec.last, len(chunk.requests) > 1
+        if chunk.tokens > self._most and alone and several:
+            for half in halves(chunk):
+                self._launch(stage, half)
+            return
         wires, before = self.wires, None
         while wires.before is not None and self._flying:  # a wait for others is not their time
             self._tell()
@@ -271,7 +238,18 @@ class DeviceThread(threading.Thread):
             before = wires.before.take(chunk.sequence, self.pulse)
         begun = time.monotonic()
         with self.phases.within(self.phase), self._memory_error():
-            found = score_chunk(stage, chunk, self.device, self.pulse, before)
+            try:
+                found = score_chunk(stage, chunk, self.device, self.pulse, before)
+            except torch.OutOfMemoryError:
+                if not (alone and several):  # stages would have to agree on the parts
+                    raise
+                found = None
+        if found is None:
+            while self._flying:  # they hold memory
+                self._tell()
+            self._halved(chunk)
+            self._launch(stage, chunk)
+            return
         if isinstance(found, Scoring):
             self._flying.append(_Launched(chunk, found, begun))
             return
@@ -297,6 +275,19 @@ class DeviceThread(threading.Thread):
         self._counted = now
         self.phases.add(self.phase, end_s - seconds, end_s, self.spec.local)
         return seconds
+
+    def _halved(self, chunk: Chunk) -> None:
+        """There is not memory enough for so many tokens at once: halves from now on."""
+        self._most = chunk.tokens // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.outbox.put(
+            Warned(
+                self.spec.local,
+                f"out of memory with {chunk.tokens} tokens at once (batch.max_tokens="
+                f"{self.job.plan.max_tokens}): goes on with {self._most} at most",
+            )
+        )
 
     @contextmanager
     def _memory_error(self) -> Iterator[None]:
@@ -338,10 +329,3 @@ class DeviceThread(threading.Thread):
 def _held_bytes(stage: Stage) -> int:
     """Bytes of the parameters this device really holds."""
     return sum(p.numel() * p.element_size() for p in stage.parameters())
-
-
-def _figures(answer: Answer) -> list[float]:
-    """Every log-probability of an answer."""
-    if isinstance(answer, Scored):
-        return answer.logprobs
-    return [h.cum_logprob for h in answer.hypotheses]

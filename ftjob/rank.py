@@ -17,7 +17,7 @@ from typing import Any
 from ftjob.checkpoint.shared import SharedReads
 from ftjob.comm import Pulse
 from ftjob.comm.groups import Wiring
-from ftjob.device import DeviceThread, Failed, Message, Ready
+from ftjob.device import DeviceThread
 from ftjob.ending import close_all, lost_rank, patience, report_trouble
 from ftjob.errors import BUG, DEADLINE, DONE, Cause, cause_of
 from ftjob.feed import Feed
@@ -26,6 +26,7 @@ from ftjob.job import Job
 from ftjob.keyset import KeySet
 from ftjob.launch.signals import Signals
 from ftjob.link import Asked, Beat, Closed, Done, Link, Stop, Trouble, Work
+from ftjob.news import Failed, Message, Ready, Warned
 from ftjob.results.folder import RunFolder
 from ftjob.results.journal import JournalWriter
 from ftjob.status import DeviceState, RankStatus
@@ -196,6 +197,9 @@ class Rank:
             self._check_weight_bytes(device)
             text = f"{message.name}: {message.weight_bytes} bytes of weights"
             self.log.write("info", text, device=message.device, phase="load")
+            return
+        if isinstance(message, Warned):
+            self.log.write("warning", message.text, device=message.device, phase="serve")
             return
         chunk = message.chunk
         device.done(chunk, message.tokens, message.seconds)

@@ -23,9 +23,10 @@ from ftjob.checkpoint.stored import BITS
 from ftjob.comm import Pulse, Solo
 from ftjob.comm.groups import Wires
 from ftjob.config.compose import compose
-from ftjob.device import DeviceThread, Failed, Message, Ready
+from ftjob.device import DeviceThread
 from ftjob.job import Job, prepare
 from ftjob.model.stage import Stage
+from ftjob.news import Failed, Message, Ready
 from ftjob.plan import DeviceSpec, Machine, stage_tensors
 from ftjob.telemetry import Phases
 

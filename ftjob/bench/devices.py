@@ -15,9 +15,10 @@ from ftjob.batching import Chunk
 from ftjob.checkpoint.shared import SharedReads
 from ftjob.comm import Pulse
 from ftjob.comm.groups import Wiring
-from ftjob.device import Answered, DeviceThread, Failed, Message, Ready
-from ftjob.errors import DeadlinePassed, Stopped
+from ftjob.device import DeviceThread
+from ftjob.errors import ConfigError, DeadlinePassed, Stopped
 from ftjob.job import Job
+from ftjob.news import Answered, Failed, Message, Ready, Warned
 from ftjob.telemetry import Phases
 
 POLL_S = 0.5
@@ -129,6 +130,8 @@ class LocalDevices:
             if isinstance(message, Failed):
                 cause = message.cause
                 raise Stopped(cause.traceback or str(cause), cause.code)
+            if isinstance(message, Warned):  # halves are not what was to be timed
+                raise Stopped(message.text, ConfigError.code)
             return message
 
     def _check(self, busy: list[int], limit: float) -> None:

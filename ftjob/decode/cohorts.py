@@ -115,6 +115,10 @@ class Books:
         self.entering = Cohort(chunk.sequence, beams, rows, len(rows), prefix, source, cells)
         return self.entering
 
+    def withdraw(self) -> None:
+        """The entering cohort does not enter after all."""
+        self.entering = None
+
     def activate(self) -> None:
         """The entering cohort goes to work."""
         if self.entering is not None:

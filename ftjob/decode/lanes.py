@@ -31,6 +31,9 @@ class Lanes(Protocol):
     def enter(self, cohort: Cohort) -> Keep:
         """Make room for an entering cohort; gives what takes that which is read of it."""
 
+    def withdraw(self, cohort: Cohort) -> None:
+        """The entering cohort does not enter after all."""
+
     def activate(self, begins: Sequence[int]) -> None:
         """The entering rows go to work, behind the others; `begins` are their first tokens."""
 
@@ -80,6 +83,10 @@ class CohortLanes:
         cache = Cache(*self._shape, cohort, self._kind)
         self._caches.append(cache)
         return cache.keep
+
+    def withdraw(self, cohort: Cohort) -> None:
+        """See `Lanes`."""
+        self._caches.pop()
 
     def activate(self, begins: Sequence[int]) -> None:
         """See `Lanes`."""

@@ -19,19 +19,16 @@ from itertools import groupby
 import torch
 
 from ftjob import kernels
-from ftjob.batching import Chunk
+from ftjob.batching import Chunk, halves
 from ftjob.comm import Pulse
 from ftjob.comm.groups import Wires
 from ftjob.comm.threads import Pipe
-from ftjob.decode.cohorts import Books, Cohort
 from ftjob.decode.graphs import Graphs
-from ftjob.decode.lanes import make_lanes
-from ftjob.decode.looks import LAG, Looks
+from ftjob.decode.microbatch import Gone, MicroBatch
 from ftjob.decode.scoring import score_chunk
-from ftjob.decode.search import Advance, Harvest, SearchRow, make_search
+from ftjob.decode.search import Advance, SearchRow
 from ftjob.job import Job
 from ftjob.model.arrays import sent
-from ftjob.model.attention import Keep
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.layers import Kind
 from ftjob.model.packing import padded
@@ -54,46 +51,10 @@ class Finished:
     seconds: float
 
 
-class _MicroBatch:
-    """What a device keeps of one micro-batch. The first `stepped` rows, of `cohorts` cohorts, are
-    under way; `flags` say which of them are finished, on the last stage and where there is but one.
-    Of what is entering: `entry`, `keep` for what is read of it, and the rows for the search."""
-
-    def __init__(self, job: Job, spec: DeviceSpec, kind: Kind, pulse: Pulse) -> None:
-        arch, decode, room = job.source.arch, job.config.decode, job.plan.generation
-        assert room is not None
-        layers = spec.last_layer - spec.first_layer
-        self.books = Books(room, arch.seq2seq)
-        self.lanes = make_lanes(arch, layers, job.plan.tensor, self.books, room, kind)
-        ends = job.source.specials.ends
-        self.search = (
-            make_search(decode, ends, room.slots, arch.vocab, kind[1], arch.seq2seq)
-            if spec.last
-            else None
-        )
-        cuda = kind[1].type == "cuda"
-        self.graphs = Graphs(kind[1]) if cuda and spec.first and spec.last else None
-        self.looks = Looks(room.stop_every, LAG if cuda else 0, pulse.check)
-        self.turn = self.stepped = self.cohorts = 0
-        self.prompts: dict[str, float] = {}  # log-probabilities of prompts, by key
-        self.flags: torch.Tensor | None = None
-        self.entry: Entry | None = None
-        self.keep: Keep | None = None
-        self.entering: list[SearchRow] = []
-        self.encoded: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class _Gone:
-    """Rows that left, with their cohorts, and what gives their answers where this device does."""
-
-    rows: list[tuple[Cohort, GenerateRequest]]
-    harvest: Harvest | None
-
-
 class Generator:
     """Runs a replica's rows through one device's stage. `timed` is around work, `capturing` around
-    what makes later steps fast and counts as no work."""
+    what makes later steps fast and counts as no work; `halved` is told of a chunk that there was
+    not memory enough to read at once, before it is read in parts."""
 
     def __init__(
         self,
@@ -105,35 +66,37 @@ class Generator:
         pulse: Pulse,
         timed: Callable[[], AbstractContextManager[None]],
         capturing: Callable[[], AbstractContextManager[None]] = nullcontext,
+        halved: Callable[[Chunk], None] = lambda _: None,
     ) -> None:
         assert job.plan.generation is not None
         self._arch, self._start = job.source.arch, job.source.specials.start
         self._spec, self._stage, self._wires, self._pulse = spec, stage, wires, pulse
         self._device, self._width = kind[1], job.config.decode.lanes
         self._room, self._timed, self._capturing = job.plan.generation, timed, capturing
-        self._batches = [_MicroBatch(job, spec, kind, pulse) for _ in range(job.plan.pipeline)]
+        self._batches = [MicroBatch(job, spec, kind, pulse) for _ in range(job.plan.pipeline)]
+        self._halved, self._most_read = halved, math.inf  # tokens
         self._turn = 0
         self._waited = 0.0
 
     def run(self, take: Callable[[], Chunk | None]) -> Iterator[Finished]:
         """Run the chunks that `take` gives, waiting for each, until it gives None."""
-        pending: Chunk | None = None
+        waiting: list[Chunk] = []
         over = False
         self._waited, begun = 0.0, time.monotonic()
-        while not (over and pending is None and all(b.books.idle for b in self._batches)):
+        while not (over and not waiting and all(b.books.idle for b in self._batches)):
             batch = self._batches[self._turn % len(self._batches)]
             with self._timed():
                 left = self._left(batch, self._settle(batch))
-            if pending is None and not over and batch.books.free >= self._room.refill:
+            if not waiting and not over and batch.books.free >= self._room.refill:
                 asked = time.monotonic()
-                pending = take()
+                chunk = take()
                 self._waited += time.monotonic() - asked
-                over = pending is None
+                over = chunk is None
+                waiting = self._parts(chunk)
             with self._timed():
                 batch.turn = self._turn
-                if pending is not None and self._fits(batch, pending):
-                    self._enter(batch, pending)
-                    pending = None
+                if waiting and self._fits(batch, waiting[0]):
+                    waiting[:1] = self._let_in(batch, waiting[0])
                 if batch.books.rows:
                     self._step(batch)
             if batch.graphs is not None and batch.graphs.wanting:
@@ -148,10 +111,35 @@ class Generator:
                 yield Finished(*finished, seconds)
             self._turn += 1
 
-    def _fits(self, batch: _MicroBatch, chunk: Chunk) -> bool:
+    def _parts(self, chunk: Chunk | None) -> list[Chunk]:
+        """A chunk in parts that can be read at once, as far as is known."""
+        if chunk is None or chunk.tokens <= self._most_read or len(chunk.requests) == 1:
+            return [] if chunk is None else [chunk]
+        return [part for half in halves(chunk) for part in self._parts(half)]
+
+    def _let_in(self, batch: MicroBatch, chunk: Chunk) -> list[Chunk]:
+        """Read a chunk, or where memory does not suffice give it back in halves: later ones are
+        halved before. Stages of one replica would have to agree on that, so there it is an error.
+        """
+        try:
+            self._enter(batch, chunk)
+        except torch.OutOfMemoryError:
+            alone = self._spec.first and self._spec.last
+            if not alone or len(chunk.requests) == 1:
+                raise
+            assert batch.books.entering is not None
+            batch.lanes.withdraw(batch.books.entering)
+            batch.books.withdraw()
+            batch.entry = batch.keep = None
+            self._most_read = chunk.tokens // 2
+            self._halved(chunk)
+            return self._parts(chunk)
+        return []
+
+    def _fits(self, batch: MicroBatch, chunk: Chunk) -> bool:
         return batch.books.fits(chunk) and batch.lanes.fits(chunk)
 
-    def _settle(self, batch: _MicroBatch) -> list[bool]:
+    def _settle(self, batch: MicroBatch) -> list[bool]:
         """Act on the micro-batch's last turn: take its tokens over, put entered rows to work, and
         find which of the first rows are finished. All are still where they were."""
         encoded = None
@@ -178,7 +166,7 @@ class Generator:
         batch.entry = batch.keep = batch.encoded = None
         return finished
 
-    def _left(self, batch: _MicroBatch, finished: list[bool]) -> _Gone | None:
+    def _left(self, batch: MicroBatch, finished: list[bool]) -> Gone | None:
         """The finished rows leave, and the others close their gaps."""
         if not any(finished):
             return None
@@ -193,19 +181,20 @@ class Generator:
             if left.moved:
                 batch.search.move(*zip(*left.moved, strict=True))
             batch.search.clear(len(left.order), before)
-        return _Gone([(cohort, row) for _, cohort, row in left.rows], harvest)
+        return Gone([(cohort, row) for _, cohort, row in left.rows], harvest)
 
     def _told(
-        self, batch: _MicroBatch, gone: _Gone | None
+        self, batch: MicroBatch, gone: Gone | None
     ) -> Iterator[tuple[Chunk, list[Answer] | None, int]]:
         """Rows that left, by chunk, with their answers."""
         if gone is None:
             return
         found = gone.harvest(self._pulse.check) if gone.harvest is not None else []
         first = 0
-        for cohort, group in groupby(gone.rows, key=lambda row: row[0]):
-            rows = [row for _, row in group]
-            chunk = Chunk(cohort.sequence, tuple(rows))
+        for _, group in groupby(gone.rows, key=lambda row: id(row[0])):
+            cohorts, rows = zip(*group, strict=True)
+            cohort = cohorts[0]
+            chunk = Chunk(cohort.sequence, rows)
             if gone.harvest is None:
                 yield chunk, None, cohort.steps * len(rows)
                 continue
@@ -215,12 +204,12 @@ class Generator:
             each = zip(rows, own, strict=True)
             yield chunk, [self._with_prompt(batch, row, answer) for row, answer in each], tokens
 
-    def _with_prompt(self, batch: _MicroBatch, row: GenerateRequest, answer: Generated) -> Answer:
+    def _with_prompt(self, batch: MicroBatch, row: GenerateRequest, answer: Generated) -> Answer:
         if not row.options.prompt_logprob:
             return answer
         return replace(answer, prompt_logprob=batch.prompts.pop(row.key))
 
-    def _enter(self, batch: _MicroBatch, chunk: Chunk) -> None:
+    def _enter(self, batch: MicroBatch, chunk: Chunk) -> None:
         """Read a chunk's rows, a new cohort behind those at work."""
         cohort = batch.books.enter(chunk)
         batch.keep = batch.lanes.enter(cohort)
@@ -243,7 +232,7 @@ class Generator:
             for pipe in self._wires.homes:
                 pipe.put(self._tag(self._turn, ENCODED), x, self._pulse)
 
-    def _score_prompts(self, batch: _MicroBatch, rows: Sequence[GenerateRequest]) -> None:
+    def _score_prompts(self, batch: MicroBatch, rows: Sequence[GenerateRequest]) -> None:
         """The log-probabilities of the prompts of rows that ask for them, by a pass of its own."""
         asked = [r for r in rows if r.options.prompt_logprob]
         batch.prompts |= {r.key: 0.0 for r in asked}  # a single token is given
@@ -261,7 +250,7 @@ class Generator:
         for request, answer in zip(scored, found.answers(self._pulse.check), strict=True):
             batch.prompts[request.key] = math.fsum(answer.logprobs)
 
-    def _step(self, batch: _MicroBatch) -> None:
+    def _step(self, batch: MicroBatch) -> None:
         """One token of every lane at work."""
         batch.stepped, batch.cohorts = batch.books.rows, len(batch.books.cohorts)
         if batch.graphs is not None:
@@ -281,19 +270,19 @@ class Generator:
             for pipe in self._wires.homes:
                 pipe.put(self._tag(self._turn, CHOSEN), message, self._pulse)
 
-    def _through(self, batch: _MicroBatch) -> torch.Tensor:
+    def _through(self, batch: MicroBatch) -> torch.Tensor:
         """The step through this stage's layers: [N, H]."""
         x = batch.lanes.fed() if self._spec.first else self._before(STEP)
         return self._stage.step(x, batch.lanes.sight(), self._pulse)
 
-    def _chosen(self, batch: _MicroBatch, logits: torch.Tensor) -> Advance:
+    def _chosen(self, batch: MicroBatch, logits: torch.Tensor) -> Advance:
         """The next tokens, which the lanes take over."""
         assert batch.search is not None
         chosen = batch.search.advance(batch.lanes.spread(logits), self._wires.group)
         batch.lanes.settle(chosen)
         return chosen
 
-    def _played(self, batch: _MicroBatch, graphs: Graphs) -> torch.Tensor:
+    def _played(self, batch: MicroBatch, graphs: Graphs) -> torch.Tensor:
         """A step of a stage that is the whole model: captured as far as it is the same each time.
         Gives the flags of finished rows."""
         assert batch.search is not None
@@ -314,7 +303,7 @@ class Generator:
         assert self._wires.before is not None
         return self._taken(self._wires.before, self._tag(self._turn, kind))
 
-    def _home(self, batch: _MicroBatch, kind: int) -> torch.Tensor:
+    def _home(self, batch: MicroBatch, kind: int) -> torch.Tensor:
         """What the last stage sent back in the micro-batch's last turn."""
         assert self._wires.home is not None
         return self._taken(self._wires.home, self._tag(batch.turn, kind))

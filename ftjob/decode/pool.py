@@ -109,6 +109,12 @@ class PoolLanes:
         self._entering, cells = to_device(held, self._device)
         return lambda layer, kv: put(self._pool[layer], cells, kv)
 
+    def withdraw(self, cohort: Cohort) -> None:
+        """See `Lanes`."""
+        for row in cohort.rows:
+            self._extents.give(*self._held.pop(row.key))
+        self._entering = None
+
     def activate(self, begins: Sequence[int]) -> None:
         """See `Lanes`."""
         assert self._entering is not None

@@ -87,12 +87,27 @@ def test_one_ahead(place: Place, base: tuple[str, ...], finished: tuple[Path, st
 
 
 def test_no_memory_for_the_next_one(place: Place, base: tuple[str, ...]) -> None:
-    """The chunk that is named is the one that did not fit, not the one still being computed."""
+    """Where not even a row fits, the chunk that is named is the one that did not, not the one still
+    being computed."""
     fails = "if chunk.sequence == 3: raise torch.OutOfMemoryError('no room for 1 GiB')"
     done = late(place, launched=fails)(*base, "batch.max_tokens=256", "run.dir=run")
     done.expect(2, "batch.max_tokens=256", "no room for 1 GiB", "(chunk 3)")
-    assert "told 2" not in (place.cwd / "events").read_text()
+    assert "told 3" not in (place.cwd / "events").read_text()
     assert status(place.cwd / "run", 0)["cause"]["phase"] == "score"
+
+
+def test_no_memory_for_so_many_at_once(
+    place: Place, base: tuple[str, ...], finished: tuple[Path, str, str]
+) -> None:
+    """The run goes on with half as many tokens, says so once, and gives the same answers."""
+    fails = "if chunk.tokens > 300: raise torch.OutOfMemoryError('no room for 1 GiB')"
+    late(place, seconds="0.0", launched=fails)(*base, "batch.max_tokens=512", "run.dir=run").expect(
+        0
+    )
+    log = (place.cwd / "run" / "logs" / "rank0000.log").read_text()
+    (line,) = [line for line in log.splitlines() if "out of memory" in line]
+    assert "batch.max_tokens=512" in line
+    place("compare", "run", str(finished[0] / "run")).expect(0)
 
 
 def test_no_numbers_in_the_one_before(place: Place, base: tuple[str, ...]) -> None:

@@ -19,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "model"))
 from generate_job import generate, generation_job
 from generation_oracle import LIMITS, MOST, lively, reference, rows_for
 
-from ftjob.decode import loop
+from ftjob.decode import microbatch
 from ftjob.decode.pool import PoolLanes
 from ftjob.kernels import step_attention
+from ftjob.model.decoder import DecoderStage
 
 CASES: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = MappingProxyType(
     {
@@ -43,7 +44,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[PoolLanes]:
         made.append(PoolLanes(*about))
         return made[-1]
 
-    monkeypatch.setattr(loop, "make_lanes", make)
+    monkeypatch.setattr(microbatch, "make_lanes", make)
     monkeypatch.setattr(step_attention, "PROGRAMS", 8)
     return made
 
@@ -67,3 +68,29 @@ def test_answers_are_those_of_transformers(
     (lanes,) = pools
     assert not lanes._held, "every row's cells were given back"
     assert len(lanes._extents._gaps) == 1
+
+
+def test_without_memory_for_a_chunk_its_halves_enter(
+    pools: list[PoolLanes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk that cannot be read at once is read in parts, which are no larger from then on; its
+    cells are given back in between, and the answers are the same."""
+    model = lively("gpt2", SEEDS["gpt2"])
+    model.save_pretrained(tmp_path)
+    rows, decode = rows_for(model)[:7], {"max_new_tokens": 3, "beams": 1}
+    read, asked = DecoderStage.enter, []
+
+    def enter(stage: DecoderStage, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        asked.append(len(x))
+        if len(x) > 40:
+            raise torch.OutOfMemoryError("no room")
+        return read(stage, x, *rest)
+
+    job = generation_job(tmp_path, decode, model={"family": "gpt2"}, lanes=14)
+    expected = [h.ids for answer in generate(job, rows) for h in answer.hypotheses]
+    monkeypatch.setattr(DecoderStage, "enter", enter)
+    assert [h.ids for answer in generate(job, rows) for h in answer.hypotheses] == expected
+    assert sum(n > 40 for n in asked) == 1
+    assert len(asked) > 3
+    for lanes in pools:
+        assert len(lanes._extents._gaps) == 1

@@ -48,7 +48,7 @@ def test_a_finished_slot_stays_as_it_is(beams: int) -> None:
     for _ in range(2):
         chosen = search.advance(logits(2), Solo())
     assert chosen.finished.tolist()[0]
-    before = search.harvest([0])()
+    before = search.harvest([0])()[0]
     search.enter(2, [SearchRow(40)])  # the state grows under it
     for step in range(40):
         chosen = search.advance(logits(3), Solo())
