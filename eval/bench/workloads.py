@@ -128,7 +128,7 @@ WORKLOADS = (
         "newstest2017",
         "T5-base, newstest2017's 3004 lengths, forced to the reference's",
         "newstest",
-        _random("t5_base", "batch.lanes=512"),
+        _random("t5_base", "batch.lanes=1024"),
         Given("4300", None, 70, 250),
         batch=512,
     ),
