@@ -1,6 +1,7 @@
 """`python -m eval.bench.h200`: every workload of `workloads` on one GPU, beside transformers. It
 writes the raw JSON after each, and the report in the end.
 
+ftjob runs through all of them first, then again beside transformers, which takes most of the time.
 A campaign that was interrupted goes on: what the raw file has of this commit and card stays, what
 failed is tried again after all others. The card may be any; the report names the one that gave each
 number.
@@ -15,8 +16,8 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,15 @@ def main(argv: Sequence[str] | None = None, workloads: Sequence[Workload] = WORK
     }
     about["commit"] = about["commit"] or given.commit
     raw = read_campaign(raw_file)
-    for workload in to_run(workloads, raw["workloads"], given.only, about):
-        print(f"{COMMAND}: {workload.name}", file=sys.stderr, flush=True)
+    if not given.compiled:
+        workloads = [replace(w, peers=tuple(p for p in w.peers if p == "eager")) for w in workloads]
+    for workload, peer_rounds in campaign(workloads, raw["workloads"], given, about):
+        beside = f" beside {', '.join(workload.peers)}" if peer_rounds else ""
+        print(f"{COMMAND}: {workload.name}{beside}", file=sys.stderr, flush=True)
         start = time.monotonic()
-        made = attempt(workload, ceilings, given.rounds, given.peer_rounds)
+        made = attempt(workload, ceilings, given.rounds, peer_rounds)
         made["took_s"] = round(time.monotonic() - start, 1)
+        made["peer_rounds"] = peer_rounds
         known = {"title": workload.title, "figure": workload.figure}
         raw["workloads"][workload.name] = {
             **about,
@@ -97,6 +102,9 @@ def _parsed(arguments: Sequence[str], names: Sequence[str]) -> argparse.Namespac
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="run these anew")
     parser.add_argument("--rounds", type=int, default=5, help="ftjob's runs")
     parser.add_argument("--peer-rounds", type=int, default=3, help="transformers'; 0 is none")
+    parser.add_argument(
+        "--compiled", action="store_true", help="transformers compiled too, minutes a size"
+    )
     parser.add_argument("--raw", type=Path, default=RAW, help="file to go on with and to write")
     parser.add_argument("--commit", help="the commit, where this is no checkout of git")
     given = parser.parse_args(arguments)
@@ -111,7 +119,8 @@ def _command(given: argparse.Namespace) -> str:
     """The command line without where files lie."""
     only = ["--only", *given.only] if given.only else []
     counts = ["--rounds", str(given.rounds), "--peer-rounds", str(given.peer_rounds)]
-    return " ".join([COMMAND, *counts, *only])
+    compiled = ["--compiled"] if given.compiled else []
+    return " ".join([COMMAND, *counts, *compiled, *only])
 
 
 def read_campaign(file: Path) -> dict[str, Any]:
@@ -121,23 +130,43 @@ def read_campaign(file: Path) -> dict[str, Any]:
     return {**about, "workloads": before.get("workloads", {})}
 
 
+def campaign(
+    workloads: Sequence[Workload],
+    made: dict[str, Any],
+    given: argparse.Namespace,
+    about: dict[str, Any],
+) -> Iterator[tuple[Workload, int]]:
+    """What is to run, one after the other, each with the rounds of its peers: at first none."""
+    alone = to_run(workloads, made, given.only, about, 0)
+    yield from ((workload, 0) for workload in alone)
+    if given.peer_rounds:
+        beside = [w for w in workloads if w.peers]
+        for workload in to_run(beside, made, given.only, about, given.peer_rounds):
+            yield workload, given.peer_rounds
+
+
 def to_run(
     workloads: Sequence[Workload],
     made: dict[str, Any],
     only: Sequence[str] | None,
     about: dict[str, Any],
+    peer_rounds: int,
 ) -> list[Workload]:
-    """Those named by --only; else those without figures of this commit and card, the ones that
-    failed last: one that brings the GPU down must not keep the others from running."""
+    """Those named by --only; else those without figures of this commit and card beside so many
+    rounds of their peers, the ones that failed last: one that brings the GPU down must not keep the
+    others from running."""
     if only:
         return [w for w in workloads if w.name in only]
     failed, missing = [], []
     for workload in workloads:
         entry = made.get(workload.name)
-        if entry is None or any(entry[key] != about[key] for key in ("commit", "device")):
+        same = entry is not None and all(entry[key] == about[key] for key in ("commit", "device"))
+        if entry is None or not same:
             missing.append(workload)
         elif "error" in entry:
             failed.append(workload)
+        elif entry["peer_rounds"] < peer_rounds:
+            missing.append(workload)
     return missing + failed
 
 

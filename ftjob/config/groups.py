@@ -191,7 +191,7 @@ class BatchConfig:
     lanes: Literal["auto"] | int = key(
         "auto",
         "rows x beams that a replica decodes at once, fewer where memory is short; at least beams "
-        "x pipeline, a row a stage; auto is 512 on CPU, 256 on GPU, or as many as that",
+        "x pipeline, a row a stage; auto is 512 on CPU, 1024 on GPU, or as many as that",
         rule=at_least(1),
     )
     stop_every: Literal["auto"] | int = key(

@@ -76,19 +76,21 @@ class Generator:
         self._batches = [MicroBatch(job, spec, kind, pulse) for _ in range(job.plan.pipeline)]
         self._halved, self._most_read = halved, math.inf  # tokens
         self._turn = 0
-        self._waited = 0.0
+        self._waited = self._begun = 0.0  # seconds since `_begun` that were no work
 
     def run(self, take: Callable[[], Chunk | None]) -> Iterator[Finished]:
         """Run the chunks that `take` gives, waiting for each, until it gives None."""
         waiting: list[Chunk] = []
         over = False
-        self._waited, begun = 0.0, time.monotonic()
+        self._waited, self._begun = 0.0, time.monotonic()
         while not (over and not waiting and all(b.books.idle for b in self._batches)):
             batch = self._batches[self._turn % len(self._batches)]
             with self._timed():
                 left = self._left(batch, self._settle(batch))
             if not waiting and not over and batch.books.free >= self._room.refill:
-                asked = time.monotonic()
+                # who gives the next chunk may wait for these answers
+                yield from self._telling(batch, left)
+                left, asked = None, time.monotonic()
                 chunk = take()
                 self._waited += time.monotonic() - asked
                 over = chunk is None
@@ -104,12 +106,16 @@ class Generator:
                 with self._capturing():
                     batch.graphs.capture()
                 self._waited += time.monotonic() - asked
-            # told while the next step is under way
-            for finished in self._told(batch, left):
-                seconds = time.monotonic() - begun - self._waited
-                self._waited, begun = 0.0, time.monotonic()
-                yield Finished(*finished, seconds)
+            yield from self._telling(batch, left)  # while the step is under way
             self._turn += 1
+
+    def _telling(self, batch: MicroBatch, left: Gone | None) -> Iterator[Finished]:
+        """Rows that left, with the seconds of work since the last ones."""
+        for finished in self._told(batch, left):
+            now = time.monotonic()
+            seconds = now - self._begun - self._waited
+            self._waited, self._begun = 0.0, now
+            yield Finished(*finished, seconds)
 
     def _parts(self, chunk: Chunk | None) -> list[Chunk]:
         """A chunk in parts that can be read at once, as far as is known."""

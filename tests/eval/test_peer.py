@@ -188,7 +188,8 @@ def campaign(
     raw = tmp_path / "h200.json"
 
     def run(*arguments: str, workloads: Sequence[Workload] = TINY) -> tuple[int, dict[str, Any]]:
-        given = ["--rounds", "2", "--peer-rounds", "1", "--raw", str(raw), *arguments]
+        given = ["--rounds", "2", "--peer-rounds", "1", "--compiled", "--raw", str(raw)]
+        given += arguments
         code = h200.main(given, workloads)
         return code, json.loads(raw.read_text(encoding="utf-8"))
 
@@ -237,7 +238,7 @@ def test_campaign_goes_on(
 ) -> None:
     """A workload that fails does not keep the others, and is tried again after them."""
     wrong = Workload("bad", "no such", "size", (*SMALL, "bench.input_len=600"), GIVEN)
-    few = (wrong, replace(TINY[3], peers=()))
+    few = (replace(wrong, peers=()), replace(TINY[3], peers=()))
     code, raw = campaign(workloads=few)
     assert code == 1
     assert "512 positions" in raw["workloads"]["bad"]["error"]
@@ -245,11 +246,14 @@ def test_campaign_goes_on(
     assert "no such: FAILED" in render_workloads("h200", raw)
     about = {k: raw["workloads"]["step"][k] for k in ("commit", "device")}
     missing = replace(TINY[0], name="missing")
-    todo = h200.to_run([*few, missing], raw["workloads"], None, about)
-    assert [w.name for w in todo] == ["missing", "bad"]
-    todo = h200.to_run(few, raw["workloads"], None, about | {"commit": "another"})
-    assert [w.name for w in todo] == ["bad", "step"]
-    assert [w.name for w in h200.to_run(few, raw["workloads"], ["step"], about)] == ["step"]
+    made = raw["workloads"]
+    for todo, names in (
+        (h200.to_run([*few, missing], made, None, about, 0), ["missing", "bad"]),
+        (h200.to_run(few, made, None, about | {"commit": "another"}, 0), ["bad", "step"]),
+        (h200.to_run(few, made, None, about, 1), ["step", "bad"]),
+        (h200.to_run(few, made, ["step"], about, 0), ["step"]),
+    ):
+        assert [w.name for w in todo] == names
 
 
 def test_campaign_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
