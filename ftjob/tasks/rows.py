@@ -60,6 +60,17 @@ class RowSource:
         if self.total == 0:
             raise DataError(f"{self.name}: holds no rows")
 
+    def files(self) -> list[Path]:
+        """The files that hold the rows; none where the set is the hub's.
+
+        Raises:
+            DataError: as `check`.
+        """
+        if self.dataset.hub is not None:
+            return []
+        pair = self._pair()
+        return [path for path in pair if path is not None] if pair else [self._reader()[1]]
+
     def check(self) -> None:
         """Refuse what cannot be a dataset, before anything starts. Of a table the first row is
         read; JSONL, whose rows may have ids of their own, and text files beside each other are
