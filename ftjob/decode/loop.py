@@ -9,7 +9,6 @@ tokens. `device` drives it and passes the answers on.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -65,7 +64,7 @@ class _MicroBatch:
         )
         self.tokens = torch.zeros(room.slots, decode.lanes, dtype=torch.int64, device=kind[1])
         self.turn = self.stepped = self.cohorts = self.steps = 0
-        self.prompts: dict[str, float] = {}  # log-probabilities of prompts, by key
+        self.prompts: dict[str, list[float]] = {}  # log-probabilities of prompts, by key
         self.chosen: Advance | None = None
         self.entry: Entry | None = None
         self.encoded: torch.Tensor | None = None
@@ -165,7 +164,7 @@ class Generator:
                 continue
             assert batch.search is not None
             answers = [
-                replace(batch.search.harvest(at), prompt_logprob=batch.prompts.pop(r.key, None))
+                replace(batch.search.harvest(at), prompt_logprobs=batch.prompts.pop(r.key, None))
                 for at, r in rows
             ]
             yield chunk, list(answers), sum(len(a.hypotheses[0].ids) for a in answers)
@@ -218,7 +217,7 @@ class Generator:
     def _score_prompts(self, batch: _MicroBatch, rows: Sequence[GenerateRequest]) -> None:
         """The log-probabilities of the prompts of rows that ask for them, by a pass of its own."""
         asked = [r for r in rows if r.options.prompt_logprob]
-        batch.prompts |= {r.key: 0.0 for r in asked}  # a single token is given
+        batch.prompts |= {r.key: [] for r in asked}  # a single token is given
         scored = [ScoreRequest(r.row, r.key, r.ids, 1, 1) for r in asked if len(r.ids) > 1]
         if not scored:
             return
@@ -231,7 +230,7 @@ class Generator:
             self._wires.after.put(self._tag(self._turn, PROMPTS), found, self._pulse)
             return
         for request, answer in zip(scored, found, strict=True):
-            batch.prompts[request.key] = math.fsum(answer.logprobs)
+            batch.prompts[request.key] = answer.logprobs
 
     def _step(self, batch: _MicroBatch) -> None:
         """One token of every lane at work."""

@@ -19,7 +19,7 @@ from ftjob.results.entries import Entries
 
 BLOCK = struct.Struct("<II")  # its records, its checksum
 RECORD = struct.Struct("<qQqB")  # row, key, where the line stops in the journal, whether it failed
-COLUMNS = [("index", "<i8"), ("key", "<u8"), ("stop", "<i8"), ("failed", "u1")]
+COLUMNS = (("index", "<i8"), ("key", "<u8"), ("stop", "<i8"), ("failed", "u1"))
 
 
 def index_path(journal: Path) -> Path:
@@ -79,7 +79,7 @@ def read_index(journal: Path, lines: BinaryIO, at: int, size: int, entries: Entr
 def _add(packed: bytes, start: int, entries: Entries) -> None:
     import numpy
 
-    block = numpy.frombuffer(packed, dtype=COLUMNS)
+    block = numpy.frombuffer(packed, dtype=list(COLUMNS))
     entries.index.frombytes(block["index"].tobytes())
     entries.key.frombytes(block["key"].tobytes())
     entries.file.frombytes(bytes(entries.file.itemsize * len(block)))

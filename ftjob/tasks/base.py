@@ -141,12 +141,12 @@ class Hypothesis:
 @dataclass(frozen=True)
 class Generated:
     """A row's hypotheses, best first, and the decisions on the way that rounding could turn.
-    `prompt_logprob` sums the log-probabilities of the prompt's tokens after the first, where asked
+    `prompt_logprobs` are the log-probabilities of the prompt's tokens after the first, where asked
     for."""
 
     hypotheses: list[Hypothesis]
     near_ties: list[list[float]]
-    prompt_logprob: float | None = None
+    prompt_logprobs: list[float] | None = None
 
 
 Request = ScoreRequest | GenerateRequest

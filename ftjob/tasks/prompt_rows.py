@@ -48,32 +48,40 @@ class PromptMaker:
         """Those of a table's columns that are read: all."""
         return list(names)
 
-    def id_in_json(self, raw: bytes) -> str | None:
-        """The id of the row that `of_json` makes of a line."""
+    def ids_in_json(self, raw: bytes) -> list[str]:
+        """The ids of the rows that a line gives, as far as they have some."""
         value, _ = json_value(raw)
-        if not isinstance(value, dict):
-            return None
-        if openai_batch.is_request(value):
-            own = value["custom_id"]
-            return own if isinstance(own, str) else None
-        return own_id(value)
+        if isinstance(value, dict) and openai_batch.is_request(value):
+            return [row.id for row in self.of_json(0, 1, raw) if row.id is not None]
+        own = own_id(value) if isinstance(value, dict) else None
+        return [] if own is None else [own]
 
-    def of_json(self, index: int, line: int, raw: bytes) -> Row:
-        """The row of one JSONL line, ours or a request of OpenAI's."""
+    def rows_in(self, raw: bytes) -> int:
+        """How many rows `of_json` makes of a line."""
+        return len(self.of_json(0, 1, raw)) if openai_batch.may_be_several(raw) else 1
+
+    def of_json(self, index: int, line: int, raw: bytes) -> list[Row]:
+        """The rows of one JSONL line: one of ours, or those of the prompts of a request of
+        OpenAI's; `index` is the first one's."""
         value, problem = json_value(raw)
         if problem is None and not isinstance(value, dict):
             problem = f"expected a JSON object, found {type(value).__name__}"
         if problem is not None:
-            return Row(index, line, raw, None, f"line {line}: {problem}")
+            return [Row(index, line, raw, None, f"line {line}: {problem}")]
         if not openai_batch.is_request(value):
-            return self.of_fields(index, line, value, raw)
-        own = value["custom_id"] if isinstance(value["custom_id"], str) else None
+            return [self.of_fields(index, line, value, raw)]
         try:
-            fields = openai_batch.fields_of(value, self._column)
-            row = self.of_fields(index, line, fields, raw)
+            parts = openai_batch.fields_of(value, self._column)
+            rows = [self.of_fields(index + i, line, part, raw) for i, part in enumerate(parts)]
         except ValueError as error:
-            row = Row(index, line, raw, None, f"line {line}: {error}", own)
-        return dataclasses.replace(row, repeats=(("openai", openai_batch.repeated(value)),))
+            own = value["custom_id"] if isinstance(value["custom_id"], str) else None
+            rows = [Row(index, line, raw, None, f"line {line}: {error}", own)]
+        return [
+            dataclasses.replace(
+                row, repeats=(("openai", openai_batch.repeated(value, part, len(rows))),)
+            )
+            for part, row in enumerate(rows)
+        ]
 
     def of_text(self, index: int, line: int, raw: bytes) -> Row:
         """The row of a line of text."""

@@ -106,8 +106,7 @@ class RowSource:
         escaped, is not looked into."""
         for line, raw in _json_lines(path):
             if b'id"' in raw or b"\\u00" in raw:
-                own = self._maker.id_in_json(raw)
-                if own is not None:
+                for own in self._maker.ids_in_json(raw):
                     yield line, own
 
     def _all(self) -> Iterator[Row]:
@@ -156,10 +155,16 @@ class RowSource:
         )
 
     def _jsonl(self, path: Path) -> Iterator[Row]:
-        left_out = self._left_out
-        for index, (line, raw) in enumerate(_json_lines(path)):
-            if index >= len(left_out) or not left_out[index]:
-                yield self._maker.of_json(index, line, raw)
+        left_out, index = self._left_out, 0
+        for line, raw in _json_lines(path):
+            if index < len(left_out) and left_out[index]:
+                count = self._maker.rows_in(raw)
+                if left_out.count(1, index, index + count) == count:
+                    index += count
+                    continue
+            rows = self._maker.of_json(index, line, raw)
+            yield from rows
+            index += len(rows)
 
     def _text(self, path: Path) -> Iterator[Row]:
         assert isinstance(self._maker, PromptMaker)

@@ -62,22 +62,27 @@ class RowMaker:
                 f"{nearest(self._target, names)} {NO_REFERENCES}."
             )
 
-    def of_json(self, index: int, line: int, raw: bytes) -> Row:
-        """The row of one JSONL line; its own id is kept."""
+    def of_json(self, index: int, line: int, raw: bytes) -> list[Row]:
+        """The one row of a JSONL line; its own id is kept."""
         value, problem = json_value(raw)
         if problem is None and (not isinstance(value, dict) or self._column not in value):
             held = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
             problem = _no_field(self._column, held)
         if problem is not None:
-            return Row(index, line, raw, None, f"line {line}: {problem}")
+            return [Row(index, line, raw, None, f"line {line}: {problem}")]
         row = self.of_fields(index, line, value, raw)
         own = own_id(value)
-        return row if own is None else dataclasses.replace(row, id=own)
+        return [row if own is None else dataclasses.replace(row, id=own)]
 
-    def id_in_json(self, raw: bytes) -> str | None:
+    def ids_in_json(self, raw: bytes) -> list[str]:
         """The id of the row that `of_json` makes of a line, by itself in half the time."""
         value, _ = json_value(raw)
-        return own_id(value) if isinstance(value, dict) and self._column in value else None
+        own = own_id(value) if isinstance(value, dict) and self._column in value else None
+        return [] if own is None else [own]
+
+    def rows_in(self, raw: bytes) -> int:
+        """How many rows `of_json` makes of a line."""
+        return 1
 
     def of_fields(
         self, index: int, line: int, fields: Mapping[str, Any], raw: bytes | None = None
