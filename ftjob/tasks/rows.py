@@ -11,7 +11,6 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from ftjob.config.dataset import TABLES, TEXT, file_kind, is_text_alone
 from ftjob.config.groups import DatasetConfig
@@ -179,9 +178,12 @@ class RowSource:
             text = io.TextIOWrapper(
                 file, encoding="utf-8-sig", errors="surrogateescape", newline=""
             )
-            reader = csv.reader(guarded(text, path), delimiter=delimiter)
+            reader = csv.reader(guarded(text, path), delimiter=delimiter, strict=True)
+            line = 1
             try:
-                names = next(reader, [])
+                names = next(reader, None)
+                if names is None:
+                    return
                 self._maker.check_columns(names, f"{path}: line 1")
                 line = reader.line_num + 1
                 for fields in reader:
@@ -190,15 +192,16 @@ class RowSource:
                         index += 1
                     line = reader.line_num + 1
             except csv.Error as error:
-                raise DataError(f"{path}: line {reader.line_num}: {error}") from None
+                raise DataError(f"{path}: line {line}: {_csv_problem(error)}") from None
 
     def _csv_row(self, index: int, line: int, fields: list[str], names: list[str]) -> Row:
-        """The row of a record. Too many fields mean an unquoted comma, so a text cut short."""
-        if len(fields) > len(names):
+        """The row of a record. Too many fields mean an unquoted comma, so a text cut short; too few
+        a record cut short."""
+        if len(fields) != len(names):
             content = "\x1f".join(fields).encode("utf-8", "surrogateescape")
             message = f"line {line}: expected {len(names)} fields, found {len(fields)}"
             return Row(index, line, content, None, message)
-        values: dict[str, Any] = dict.fromkeys(names) | dict(zip(names, fields, strict=False))
+        values = dict(zip(names, fields, strict=True))
         return self._maker.of_fields(index, line, values)
 
     def _parquet(self, path: Path) -> Iterator[Row]:
@@ -208,7 +211,8 @@ class RowSource:
         try:
             file = pyarrow.parquet.ParquetFile(path)
             schema, column = file.schema_arrow, self.dataset.column
-            nested = column in schema.names and pyarrow.types.is_struct(schema.field(column).type)
+            at = schema.get_field_index(column)  # -1 where there is none, or several
+            nested = at >= 0 and pyarrow.types.is_struct(schema.field(at).type)
             self._maker.check_columns(schema.names, str(path), nested)
             index = 0
             for batch in file.iter_batches(columns=self._maker.columns(schema.names, nested)):
@@ -249,6 +253,13 @@ def _json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             raw = raw.removeprefix(BOM if line == 1 else b"").rstrip(b"\r\n")
             if raw.strip():
                 yield line, raw
+
+
+def _csv_problem(error: csv.Error) -> str:
+    """What is wrong with the record that begins on a line."""
+    if "unexpected end of data" in str(error):
+        return "a quote is opened there and never closed"
+    return str(error)
 
 
 def _path(data: DatasetConfig) -> Path:

@@ -217,7 +217,7 @@ def test_malformed_csv_rows_are_errors_with_line_numbers(tmp_path: Path) -> None
     rows = read(path)
     assert [r.text for r in rows] == ["a b", None, None, "c d"]
     assert [r.line for r in rows] == [2, 3, 4, 5]
-    assert "line 3: expected text, found NoneType" in str(rows[1].error)
+    assert "line 3: expected 2 fields, found 1" in str(rows[1].error)
     assert "line 4: invalid UTF-8" in str(rows[2].error)
 
 
