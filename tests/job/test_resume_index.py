@@ -88,6 +88,25 @@ def test_only_what_is_missing_is_made_into_rows(half: Run) -> None:
     assert half.goes_on() == [*range(DONE + 1, len(ROWS) + 1)]
 
 
+def test_answers_that_were_lost_are_made_again_with_their_own_draws(half: Run) -> None:
+    """Which of equal rows a row is, so its key and draws, comes from the index."""
+    half.place(*half.base, "run.dir=lost").expect(0)
+    file = half.place.cwd / "lost" / "journal" / "rank0000.attempt0.jsonl"
+    held = file.read_bytes().splitlines(keepends=True)
+    kept = [json.loads(line) for line in held[1 : 1 + DONE]]
+    file.write_bytes(b"".join(held[: 1 + DONE]))
+    whole = lines(half.place.cwd / "lost" / "samples.jsonl")
+    again = half.place.driver("counted", COUNTED)
+    (half.place.cwd / "made").unlink(missing_ok=True)
+    again(*half.base, "run.dir=lost").expect(0, f"{DONE} rows are done")
+    made = [int(n) for n in (half.place.cwd / "made").read_text(encoding="utf-8").split()]
+    assert made == sorted({*range(1, len(ROWS) + 1)} - {r["line"] for r in kept})
+    found = lines(half.place.cwd / "lost" / "samples.jsonl")
+    assert [(r["key"], r["output_ids"]) for r in found] == [
+        (r["key"], r["output_ids"]) for r in whole
+    ]
+
+
 def test_without_indexes_every_row_is_looked_at(half: Run) -> None:
     for index in (half.run / "journal").glob("*.index"):
         index.unlink()
