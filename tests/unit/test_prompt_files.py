@@ -180,3 +180,6 @@ def test_prompts_need_a_file_and_generate() -> None:
         config(path=None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"dataset.mode=score: dataset.task=prompts generates"):
         config(data={"mode": "score"})
+    for name in ("id", "prompt_ids"):
+        with pytest.raises(ConfigError, match=f"dataset.column={name}: has a meaning of its own"):
+            config(data={"column": name})
