@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from ftjob.config.groups import MOST_NEW_TOKENS
+
 URL = "/v1/completions"
 # What a request has where it says nothing.
 _DEFAULTS: Mapping[str, Any] = MappingProxyType(
@@ -64,8 +66,11 @@ def fields_of(value: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
         if name not in (*_KNOWN, *_SAME, *_IDLE, *_IGNORED):
             raise ValueError(f"no such parameter of {URL}: {name!r}")
     asked = {**_DEFAULTS, **{k: v for k, v in body.items() if v is not None}}
+    most = asked["max_tokens"]
+    if type(most) is not int or not 1 <= most <= MOST_NEW_TOKENS:
+        raise ValueError(f"max_tokens={most!r:.60}: must be from 1 to {MOST_NEW_TOKENS}")
     fields = {name: asked[name] for name in _SAME if name in asked}
-    fields |= {"max_new_tokens": asked["max_tokens"], "num_return_sequences": _answers(asked)}
+    fields |= {"max_new_tokens": most, "num_return_sequences": _answers(asked)}
     if asked.get("stop"):
         fields["stop_words"] = _stops(asked["stop"])
     fields |= _logprobs(asked)

@@ -67,7 +67,7 @@ def test_a_request_of_openais_has_openais_defaults() -> None:
         (openai({"prompt": "a"}, custom_id=5), "custom_id must be text"),
         (openai("x"), "body must be an object"),  # type: ignore[arg-type]
         (openai({"model": "m"}), "no 'prompt' and no 'prompt_ids'"),
-        (openai({"prompt": "a", "max_tokens": 0}), "max_new_tokens=0: must be from 1"),
+        (openai({"prompt": "a", "max_tokens": 0}), "max_tokens=0: must be from 1 to 65536"),
     ],
 )
 def test_what_is_wrong_with_a_request_of_openais(line: Any, said: str) -> None:
