@@ -43,7 +43,7 @@ class RowSource:
 
     def rows(self, left_out: bytes | bytearray = b"") -> Iterator[Row]:
         """Rows up to dataset.limit; the rest is counted only. Rows may be `left_out`, by a flag
-        each; lines of JSON are then not looked into.
+        each, and are then not looked into where that saves time.
 
         Raises:
             DataError: where the dataset as a whole cannot be read, naming it.
@@ -51,13 +51,15 @@ class RowSource:
         limit = self.dataset.limit
         self._left_out = left_out
         for row in self._all():
-            known = row.index < len(left_out) and left_out[row.index]
-            if (limit is None or row.index < limit) and not known:
+            if (limit is None or row.index < limit) and not self._is_left_out(row.index):
                 yield row
             self.total = row.index + 1
         self.total = max(self.total, len(left_out))
         if self.total == 0:
             raise DataError(f"{self.name}: holds no rows")
+
+    def _is_left_out(self, index: int) -> bool:
+        return index < len(self._left_out) and bool(self._left_out[index])
 
     def files(self) -> list[Path]:
         """The files that hold the rows; none where the set is the hub's.
@@ -154,11 +156,11 @@ class RowSource:
         )
 
     def _jsonl(self, path: Path) -> Iterator[Row]:
-        left_out, index = self._left_out, 0
+        index = 0
         for line, raw in _json_lines(path):
-            if index < len(left_out) and left_out[index]:
+            if self._is_left_out(index):
                 count = self._maker.rows_in(raw)
-                if left_out.count(1, index, index + count) == count:
+                if self._left_out.count(1, index, index + count) == count:
                     index += count
                     continue
             rows = self._maker.of_json(index, line, raw)
@@ -168,7 +170,8 @@ class RowSource:
     def _text(self, path: Path) -> Iterator[Row]:
         assert isinstance(self._maker, PromptMaker)
         for index, raw in enumerate(text_lines(path)):
-            yield self._maker.of_text(index, index + 1, raw)
+            if not self._is_left_out(index):
+                yield self._maker.of_text(index, index + 1, raw)
 
     def _csv(self, path: Path) -> Iterator[Row]:
         delimiter = "\t" if ".tsv" in path.suffixes else ","
@@ -188,7 +191,8 @@ class RowSource:
                 line = reader.line_num + 1
                 for fields in reader:
                     if fields:
-                        yield self._csv_row(index, line, fields, names)
+                        if not self._is_left_out(index):
+                            yield self._csv_row(index, line, fields, names)
                         index += 1
                     line = reader.line_num + 1
             except csv.Error as error:
@@ -216,6 +220,10 @@ class RowSource:
             self._maker.check_columns(schema.names, str(path), nested)
             index = 0
             for batch in file.iter_batches(columns=self._maker.columns(schema.names, nested)):
+                count = batch.num_rows
+                if self._left_out.count(1, index, index + count) == count:
+                    index += count
+                    continue
                 for fields in batch.to_pylist():
                     yield self._maker.of_fields(index, index + 1, fields)
                     index += 1
