@@ -17,7 +17,7 @@ from typing import Any
 from ftjob.checkpoint.shared import SharedReads
 from ftjob.comm import Pulse
 from ftjob.comm.groups import Wiring
-from ftjob.device import DeviceThread, Failed, Message, Ready
+from ftjob.device import DeviceThread
 from ftjob.ending import close_all, lost_rank, patience, report_trouble
 from ftjob.errors import BUG, DEADLINE, DONE, Cause, cause_of
 from ftjob.feed import Feed
@@ -25,6 +25,7 @@ from ftjob.handout import Handout
 from ftjob.job import Job
 from ftjob.launch.signals import Signals
 from ftjob.link import Asked, Beat, Closed, Done, Link, Stop, Trouble, Work
+from ftjob.news import Failed, Message, Ready, Warned
 from ftjob.results.folder import RunFolder
 from ftjob.results.journal import JournalWriter
 from ftjob.results.seen import Before
@@ -112,10 +113,10 @@ class Rank:
 
     def _turn(self) -> None:
         """One look at everything."""
-        for source, message in self.link.poll():
-            self._receive(source, message)
+        self._listen()
         if self.link.rank == 0:
             self._lead()
+            self._listen()  # the work it gave itself must not wait for the next turn
         elif self.signals.first is not None and not self.asked:
             self.asked = True
             self.link.send(0, Asked(self.signals.first))
@@ -128,6 +129,11 @@ class Rank:
         if time.monotonic() >= self.next_heartbeat:
             self.next_heartbeat = time.monotonic() + HEARTBEAT_S
             self.status.write(None, None)
+
+    def _listen(self) -> None:
+        """Act on all messages that have come."""
+        for source, message in self.link.poll():
+            self._receive(source, message)
 
     def _lead(self) -> None:
         """Rank 0: hand out, and see whether the end has come."""
@@ -191,6 +197,9 @@ class Rank:
             self._check_weight_bytes(device)
             text = f"{message.name}: {message.weight_bytes} bytes of weights"
             self.log.write("info", text, device=message.device, phase="load")
+            return
+        if isinstance(message, Warned):
+            self.log.write("warning", message.text, device=message.device, phase="serve")
             return
         chunk = message.chunk
         device.done(chunk, message.tokens, message.seconds)

@@ -99,7 +99,7 @@ def run(
         job = prepare(config, machine)
         if job.source.index is not None and config.model.verify:
             check_manifest(job.source.index.folder)
-        _refuse_split_over_gpus(job)
+        refuse_split_over_gpus(job)
         _check_expectations(config)
         data = fingerprint(RowSource(config.dataset).files())
         seen = _seen(job, data)
@@ -204,7 +204,7 @@ def _check_expectations(config: JobConfig) -> None:
             )
 
 
-def _refuse_split_over_gpus(job: Job) -> None:
+def refuse_split_over_gpus(job: Job) -> None:
     """What this version does not run is refused by name, before anything starts."""
     plan = job.plan
     if plan.machine.device != "cpu" and plan.tensor * plan.pipeline > 1:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
+from ftjob.config.bench import BenchConfig
 from ftjob.config.convert import ConvertConfig
 from ftjob.config.decode import MOST_NEW_TOKENS as MOST_NEW_TOKENS
 from ftjob.config.decode import DecodeConfig as DecodeConfig
@@ -271,6 +272,7 @@ class JobConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
 
     def as_dict(self) -> dict[str, Any]:
