@@ -23,12 +23,12 @@ from ftjob.errors import BUG, DEADLINE, DONE, Cause, cause_of
 from ftjob.feed import Feed
 from ftjob.handout import Handout
 from ftjob.job import Job
-from ftjob.keyset import KeySet
 from ftjob.launch.signals import Signals
 from ftjob.link import Asked, Beat, Closed, Done, Link, Stop, Trouble, Work
 from ftjob.news import Failed, Message, Ready, Warned
 from ftjob.results.folder import RunFolder
 from ftjob.results.journal import JournalWriter
+from ftjob.results.seen import Before
 from ftjob.status import DeviceState, RankStatus
 from ftjob.tasks import make_task
 from ftjob.telemetry import Phases, Progress, RunLog
@@ -40,14 +40,14 @@ GIVE_UP_S = 0.5
 
 
 class Rank:
-    """One attempt of one rank. `done` are the keys answered before; only rank 0 needs them."""
+    """One attempt of one rank. Only rank 0 needs to know what was `before`."""
 
     def __init__(
         self,
         job: Job,
         folder: RunFolder,
         journal: JournalWriter,
-        done: KeySet,
+        before: Before,
         identity: str,
         log: RunLog,
         phases: Phases,
@@ -85,13 +85,13 @@ class Rank:
                 self.task,
                 job.limits(),
                 identity,
-                done,
+                before,
                 phases,
                 link,
                 self._refuse_rows,
             )
             self.handout = Handout(job.plan, job.config.batch, self.feed.requests(), link)
-            self.progress = Progress(None, len(done), job.config.run.progress_s)
+            self.progress = Progress(None, len(before.done), job.config.run.progress_s)
 
     def run(self) -> Cause | None:
         """Work until all rows are done or the job has a cause to end, which is returned. Then the

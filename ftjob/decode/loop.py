@@ -213,7 +213,7 @@ class Generator:
     def _with_prompt(self, batch: MicroBatch, row: GenerateRequest, answer: Generated) -> Answer:
         if not row.options.prompt_logprob:
             return answer
-        return replace(answer, prompt_logprob=batch.prompts.pop(row.key))
+        return replace(answer, prompt_logprobs=batch.prompts.pop(row.key))
 
     def _enter(self, batch: MicroBatch, chunk: Chunk) -> None:
         """Read a chunk's rows, a new cohort behind those at work."""
@@ -241,7 +241,7 @@ class Generator:
     def _score_prompts(self, batch: MicroBatch, rows: Sequence[GenerateRequest]) -> None:
         """The log-probabilities of the prompts of rows that ask for them, by a pass of its own."""
         asked = [r for r in rows if r.options.prompt_logprob]
-        batch.prompts |= {r.key: 0.0 for r in asked}  # a single token is given
+        batch.prompts |= {r.key: [] for r in asked}  # a single token is given
         scored = [ScoreRequest(r.row, r.key, r.ids, 1, 1) for r in asked if len(r.ids) > 1]
         if not scored:
             return
@@ -254,7 +254,7 @@ class Generator:
             self._wires.after.put(self._tag(self._turn, PROMPTS), found, self._pulse)
             return
         for request, answer in zip(scored, found.answers(self._pulse.check), strict=True):
-            batch.prompts[request.key] = math.fsum(answer.logprobs)
+            batch.prompts[request.key] = answer.logprobs
 
     def _step(self, batch: MicroBatch) -> None:
         """One token of every lane at work."""

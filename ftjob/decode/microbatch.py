@@ -44,7 +44,7 @@ class MicroBatch:
         self.graphs = Graphs(kind[1]) if cuda and spec.first and spec.last else None
         self.looks = Looks(room.stop_every, LAG if cuda else 0, pulse.check)
         self.turn = self.stepped = self.cohorts = 0
-        self.prompts: dict[str, float] = {}  # log-probabilities of prompts, by key
+        self.prompts: dict[str, list[float]] = {}  # log-probabilities of prompts, by key
         self.flags: torch.Tensor | None = None
         self.entry: Entry | None = None
         self.keep: Keep | None = None

@@ -41,6 +41,7 @@ STDLIB_ONLY = (
     "config/old_settings.py",
     "config/pbtxt.py",
     "config/shape.py",
+    "config/words.py",
     "__main__.py",
     "__init__.py",
 )
