@@ -19,7 +19,7 @@ from itertools import groupby
 import torch
 
 from ftjob import kernels
-from ftjob.batching import Chunk, halves
+from ftjob.batching import Chunk, halves, widest
 from ftjob.comm import Pulse
 from ftjob.comm.groups import Wires
 from ftjob.comm.threads import Pipe
@@ -27,6 +27,7 @@ from ftjob.decode.graphs import Graphs
 from ftjob.decode.microbatch import Gone, MicroBatch
 from ftjob.decode.scoring import score_chunk
 from ftjob.decode.search import Advance, SearchRow
+from ftjob.errors import ConfigError
 from ftjob.job import Job
 from ftjob.model.arrays import sent
 from ftjob.model.decoder import DecoderStage
@@ -143,7 +144,20 @@ class Generator:
         return []
 
     def _fits(self, batch: MicroBatch, chunk: Chunk) -> bool:
-        return batch.books.fits(chunk) and batch.lanes.fits(chunk)
+        """Whether a chunk can enter now.
+
+        Raises:
+            ConfigError: where it never can.
+        """
+        fits = batch.books.fits(chunk) and batch.lanes.fits(chunk)
+        if not fits and batch.books.idle:
+            columns = widest(chunk.requests, self._room.beams)
+            raise ConfigError(
+                f"batch.lanes: a row takes {columns} columns of cache, and beside weights and "
+                f"workspace there is memory for {self._room.cells}. Lower batch.lanes, "
+                "batch.max_tokens or decode.max_new_tokens, or split the model."
+            )
+        return fits
 
     def _settle(self, batch: MicroBatch) -> list[bool]:
         """Act on the micro-batch's last turn: take its tokens over, put entered rows to work, and

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -94,3 +95,15 @@ def test_without_memory_for_a_chunk_its_halves_enter(
     assert len(asked) > 3
     for lanes in pools:
         assert len(lanes._extents._gaps) == 1
+
+
+def test_a_row_that_never_fits_is_refused(pools: list[PoolLanes], tmp_path: Path) -> None:
+    """Nobody would ever make room for it."""
+    model = lively("gpt2", SEEDS["gpt2"])
+    model.save_pretrained(tmp_path)
+    job = generation_job(tmp_path, {"max_new_tokens": 3}, model={"family": "gpt2"}, lanes=2)
+    assert job.plan.generation is not None
+    room = replace(job.plan.generation, cells=12)
+    job = replace(job, plan=replace(job.plan, generation=room))
+    with pytest.raises(RuntimeError, match=r"takes 13 columns of cache, .* memory for 12\."):
+        generate(job, [[5] * 10])
