@@ -131,6 +131,7 @@ class Rank:
 
     def _lead(self) -> None:
         """Rank 0: hand out, and see whether the end has come."""
+        self.signals.look_at_clock()
         if self.signals.interrupted:
             raise self.signals.stopped()
         if not self.signals.draining:

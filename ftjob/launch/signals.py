@@ -1,12 +1,14 @@
 """Stop signals: at once while a job is being prepared, between polls while it runs.
 
 Ctrl-C leaves now (exit 130); TERM and USR2, which Slurm sends before it takes the node, ask for a
-drain (exit 75). `commands/run.py` installs the handlers, `rank` asks them between polls.
+drain (exit 75), as the end of the job's time does. `commands/run.py` installs the handlers, `rank`
+asks them between polls.
 """
 
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 
 from ftjob.errors import DRAINED, INTERRUPTED, Stopped
@@ -20,6 +22,8 @@ class Signals:
 
     def __init__(self) -> None:
         self.first: int | None = None
+        self._drain_at: float | None = None
+        self._timed = False
         self._raising = True
         self._before = {s: signal.signal(s, self._note) for s in self.CAUGHT}
 
@@ -27,6 +31,16 @@ class Signals:
         """Count a signal that reached another rank as if it had come here."""
         if self.first is None:
             self.first = number
+
+    def drain_at(self, moment: float | None) -> None:
+        """Drain at this moment, on the clock of time.time(), where no signal comes before."""
+        self._drain_at = moment
+
+    def look_at_clock(self) -> None:
+        """Count the moment to drain, once it has come, as the signal to."""
+        if self.first is None and self._drain_at is not None and time.time() >= self._drain_at:
+            self._timed = True
+            self.note(signal.SIGUSR2)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.note(number)
@@ -65,4 +79,5 @@ class Signals:
                 "interrupted (Ctrl-C); the journal holds every finished row", INTERRUPTED
             )
         name = signal.Signals(self.first or signal.SIGTERM).name
-        return Stopped(f"drained on {name}; run the same command again to go on", DRAINED)
+        why = "before the job's time limit (run.drain_s)" if self._timed else f"on {name}"
+        return Stopped(f"drained {why}; run the same command again to go on", DRAINED)

@@ -29,6 +29,7 @@ STDLIB_ONLY = (
     "model/families/",
     "config/__init__.py",
     "config/build.py",
+    "config/cluster.py",
     "config/convert.py",
     "config/dataset.py",
     "config/decode.py",
