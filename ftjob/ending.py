@@ -7,6 +7,7 @@ that brought it about. `rank` calls this when its work is over, `commands/run.py
 
 from __future__ import annotations
 
+import math
 import time
 
 from ftjob.errors import DEADLINE, DRAINED, KILLED, Cause
@@ -23,8 +24,13 @@ def patience(limit_s: float, draining: bool) -> float:
     return min(LOST_IN_DRAIN_S, limit_s) if draining else limit_s
 
 
-def lost_rank(rank: int, limit_s: float, phase: str, draining: bool = False) -> Cause:
-    """The cause of a rank of which nothing is heard any more; in a drain it was killed before."""
+def lost_rank(
+    rank: int, limit_s: float, phase: str, draining: bool = False, silent_s: float = 0.0
+) -> Cause:
+    """The cause of a rank of which nothing is heard any more; in a drain it was killed before.
+    A rank that MPI cannot reach has been silent for ever."""
+    if math.isinf(silent_s):
+        return Cause(KILLED, "has gone: MPI cannot reach it any more", rank, phase=phase, lost=True)
     if draining:
         message = f"went silent before the others were told to stop ({patience(limit_s, True):g} s)"
         return Cause(KILLED, message, rank, phase=phase, lost=True)
@@ -51,9 +57,11 @@ def close_all(link: Link, cause: Cause | None, limit_s: float) -> Cause | None:
                 cause = first_cause(cause, message.cause)
         for rank in sorted(waiting):
             draining = cause is not None and cause.code == DRAINED
-            if link.silent_s(rank) > patience(limit_s, draining):
+            silent_s = link.silent_s(rank)
+            if silent_s > patience(limit_s, draining):
                 waiting.discard(rank)
-                cause = first_cause(cause, lost_rank(rank, limit_s, "close", draining))
+                lost = lost_rank(rank, limit_s, "close", draining, silent_s)
+                cause = first_cause(cause, lost)
         link.beat(None)
         time.sleep(PAUSE_S)
     return cause

@@ -31,8 +31,9 @@ ftjob_begin() {
   if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
     export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
   fi
-  # Older Slurm does not say when the job ends; without an end, squeue prints words.
-  if [[ -z ${SLURM_JOB_END_TIME:-} ]] && command -v squeue >/dev/null; then
+  # Older Slurm does not say when the job ends, and lets pass what an outer job was told. Where
+  # there is no end, squeue prints words.
+  if command -v squeue >/dev/null; then
     end=$(squeue -h -j "$SLURM_JOB_ID" -o %e || true)
     if [[ $end == [0-9]* ]]; then
       SLURM_JOB_END_TIME=$(date -d "$end" +%s)

@@ -41,11 +41,15 @@ class MpiLink:
         self._lock = threading.Lock()
 
     def send(self, to: int, message: Message) -> None:
-        """Send without waiting; a message to oneself goes the same way."""
+        """Send without waiting; a message to oneself goes the same way. One that cannot be sent
+        is dropped: the rank has gone, and is not heard again."""
         body = self._mpi.pickle.dumps(message)
         with self._lock:
             self._sent = [(r, b) for r, b in self._sent if not self._complete(r)]
-            self._sent.append((self._control.Isend(body, dest=to), body))
+            try:
+                self._sent.append((self._control.Isend(body, dest=to), body))
+            except self._mpi.Exception:  # libfabric tells at once, UCX later
+                self._heard[to] = GONE
 
     def poll(self) -> list[tuple[int, Message]]:
         """What has arrived, oldest first; a long message may still be on its way."""

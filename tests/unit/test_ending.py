@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -103,6 +104,9 @@ def test_patience() -> None:
     assert patience(60, draining=True) == LOST_IN_DRAIN_S
     assert patience(1, draining=True) == 1
     assert "60 s" in lost_rank(1, 60, "score").message
+    gone = lost_rank(1, 60, "score", silent_s=math.inf)
+    assert (gone.code, gone.lost) == (KILLED, True)
+    assert "cannot reach" in gone.message
 
 
 @pytest.mark.parametrize("told", [Stop(BUG), Leave(2, True)], ids=["stop", "leave"])
