@@ -21,7 +21,7 @@ COMMANDS = MappingProxyType(
         "plan": ("ftjob.commands.plan", "print layout, memory and largest batch; load nothing"),
         "convert": ("ftjob.commands.convert", "rewrite a checkpoint in another format or split"),
         "models": ("ftjob.commands.models", "list the models of conf/model"),
-        "report": ("ftjob.commands.report", "RUN: rebuild a report; PARENT: tabulate the runs in it"),
+        "report": ("ftjob.commands.report", "RUN: rebuild a report; PARENT: tabulate its runs"),
         "compare": ("ftjob.commands.compare", "RUN_A RUN_B: are the answers the same?"),
     }
 )

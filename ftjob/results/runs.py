@@ -14,7 +14,7 @@ from ftjob.results.folder import RunFolder, read_json_file
 from ftjob.results.page.formats import measured, number
 from ftjob.results.statuses import cause_text, merged_status, throughput
 
-HEADER = ["run", "code", "attempts", "rows", "score", "tokens/s", "model", "cause"]
+HEADER = ("run", "code", "attempts", "rows", "score", "tokens/s", "model", "cause")
 CAUSE_WIDTH = 60
 
 
@@ -32,7 +32,7 @@ def _is_run(path: Path) -> bool:
 
 def tabulate_runs(runs: Sequence[RunFolder]) -> list[list[str]]:
     """The table's cells: the header, then a row for each run."""
-    return [HEADER, *map(_row, runs)]
+    return [list(HEADER), *map(_row, runs)]
 
 
 def _row(run: RunFolder) -> list[str]:
