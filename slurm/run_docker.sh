@@ -36,9 +36,13 @@ trap 'ftjob_forward TERM' TERM
 trap 'on_each docker rm --force "$name" >/dev/null 2>&1' EXIT
 
 # Hydra gives its ranks an open file by default; with -pmi-port an address, which a container
-# can use. The names alone make docker take the values of the process that starts it.
+# can use, and a number, but not how many there are. The names alone make docker take the values of
+# the process that starts it.
+export PMI_SIZE=$nodes
+# shellcheck disable=SC2016 # expanded by each rank's shell
+ranked=(bash -c 'export PMI_RANK=$PMI_ID; exec "$@"' rank)
 docker=(docker run --rm --network=host --ipc=host --volume "$PWD:$PWD" --workdir "$PWD")
-for word in PMI_RANK PMI_SIZE PMI_PORT PMI_ID PMI_SPAWNED SLURM_JOB_ID SLURM_JOB_END_TIME \
+for word in PMI_RANK PMI_SIZE PMI_PORT PMI_ID SLURM_JOB_ID SLURM_JOB_END_TIME \
   SLURM_RESTART_COUNT OMP_NUM_THREADS; do
   docker+=(--env "$word")
 done
@@ -52,5 +56,6 @@ image=("$FTJOB_IMAGE" "${FTJOB_PYTHON:-python}" -m ftjob)
 
 code=0
 ftjob_launch "${FTJOB_MPIRUN:-mpirun}" -pmi-port -ppn 1 -n "$nodes" \
-  "${docker[@]}" --name "$name" "${image[@]}" "${ftjob_arguments[@]}" || code=$?
+  "${ranked[@]}" "${docker[@]}" --name "$name" "${image[@]}" "${ftjob_arguments[@]}" || code=$?
+unset PMI_SIZE
 ftjob_end "$code" "${docker[@]}" "${image[@]}"

@@ -85,7 +85,9 @@ class ClusterConfig:
     @property
     def nodes_to_submit(self) -> int:
         """Nodes of a job to be submitted."""
-        return self.nodes if isinstance(self.nodes, int) else 1
+        if isinstance(self.nodes, int):
+            return self.nodes
+        return len(self.devices_per_node) if isinstance(self.devices_per_node, tuple) else 1
 
     @property
     def gpus_to_submit(self) -> int | None:

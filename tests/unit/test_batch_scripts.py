@@ -244,7 +244,9 @@ def test_docker(desk: Desk) -> None:
     more = {"FTJOB_MOUNTS": "/data:/data,/w:/w", "FTJOB_DOCKER_ARGS": "--gpus all"}
     assert desk.run("run_docker.sh", "a=b c", **more)[0] == 0
     (call,) = desk.calls("mpirun")
-    assert call[:8] == ["-pmi-port", "-ppn", "1", "-n", "2", "docker", "run", "--rm"]
+    assert call[:5] == ["-pmi-port", "-ppn", "1", "-n", "2"]
+    assert call[5:7] == ["bash", "-c"]
+    assert call[8:12] == ["rank", "docker", "run", "--rm"]
     text = json.dumps(call)
     for word in ("PMI_PORT", "PMI_ID", "SLURM_JOB_END_TIME"):
         assert f'"--env", "{word}"' in text
