@@ -21,7 +21,7 @@ from eval.kills.seed import Missed, Seed
 from eval.kills.work import DEADLINE_S, overrides
 from eval.slurm_kills.draw import Draw, draw
 from eval.slurm_kills.site import OVER, Job, Site
-from ftjob.errors import DONE
+from ftjob.errors import DEADLINE, DONE, DRAINED, KILLED
 
 Json = dict[str, Any]
 # Slurm looks for lost nodes (SlurmdTimeout 10 s), gives a preempted job grace (10 s), and tells
@@ -151,7 +151,8 @@ class SlurmSeed(Seed):
 
     def _judge_codes(self, drawn: Draw, phase: str) -> None:
         """Done now; before, what the event may leave. From the merge on the answers are complete,
-        and the attempt may have ended well, or Slurm have killed it over its report."""
+        and the attempt may have ended well, or Slurm have killed it over its report. Imports may
+        take longer than the 5 s (KillWait) that Slurm gives a job here before it kills it."""
         results = json.loads((self.run_folder / "results.json").read_bytes())
         status = json.loads((self.run_folder / "status.json").read_bytes())
         codes = [a["code"] for a in results["attempts"]]
@@ -161,7 +162,9 @@ class SlurmSeed(Seed):
         legal = drawn.event.codes
         late = phase not in ("load", "score")
         if late:
-            legal = legal | {DONE, 137, 124}
+            legal = legal | {DONE, KILLED, DEADLINE}
+        elif phase == "load" and DRAINED in legal:
+            legal = legal | {KILLED}
         if drawn.event.name == "slurmd" or (late and len(codes) == 1):
             if codes != [DONE]:
                 self.problems.append(f"{drawn.event.name}: attempts {told}, not one")
