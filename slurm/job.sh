@@ -2,8 +2,8 @@
 # What the batch scripts here share, and the scripts that cluster=slurm submits: where the run
 # folder is, what the job ended with, and whether it comes back. To be sourced.
 #
-# The code is status.json's. Only where this attempt left none does the launcher's count: srun makes
-# 137 of many codes, because it kills the ranks that are still leaving.
+# The code is status.json's. Only where no attempt began does the launcher's count: srun makes 137 of
+# many codes, because it kills the ranks that are still leaving.
 
 ftjob_say() { printf 'ftjob: %s\n' "$*" >&2; }
 
@@ -26,7 +26,7 @@ ftjob_begin() {
     mkdir -p runs
     [[ -e runs/latest && ! -L runs/latest ]] || ln -sfn "job$SLURM_JOB_ID" runs/latest
   fi
-  ftjob_before=$(ftjob_mark)
+  ftjob_before=$(ftjob_mark) ftjob_held=$(ftjob_attempts)
   # Since 22.05 srun does not take sbatch's --cpus-per-task over by itself.
   if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
     export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
@@ -48,6 +48,11 @@ ftjob_begin() {
 # Which status.json lies there: it is replaced, never changed.
 ftjob_mark() { stat -c '%i %y' -- "$ftjob_run/status.json" 2>/dev/null || true; }
 
+# How many status files the attempts have left there.
+ftjob_attempts() {
+  { find "$ftjob_run/status" -name 'rank*.json' 2>/dev/null || true; } | wc -l
+}
+
 # sbatch --signal=B:USR2@... reaches this shell alone; srun passes it on.
 ftjob_forward() { [[ -z $ftjob_pid ]] || kill -s "$1" "$ftjob_pid" 2>/dev/null || true; }
 
@@ -68,11 +73,13 @@ ftjob_launch() {
 ftjob_end() {
   local code=$1 said=''
   shift
-  if [[ $(ftjob_mark) == "$ftjob_before" && -d $ftjob_run/status && $code -ne 0 ]]; then
-    "$@" report "$ftjob_run" >/dev/null || true # rank 0 died before it could merge
-  fi
-  if [[ $(ftjob_mark) != "$ftjob_before" ]]; then
-    said=$(sed -n 's/^  "code": \([0-9][0-9]*\),$/\1/p' "$ftjob_run/status.json")
+  if [[ $(ftjob_attempts) != "$ftjob_held" ]]; then
+    if [[ $(ftjob_mark) == "$ftjob_before" ]]; then
+      "$@" report "$ftjob_run" >/dev/null || true # rank 0 died before it could merge
+    fi
+    if [[ $(ftjob_mark) != "$ftjob_before" ]]; then
+      said=$(sed -n 's/^  "code": \([0-9][0-9]*\),$/\1/p' "$ftjob_run/status.json")
+    fi
   fi
   code=${said:-$code}
   [[ $code -ne 75 ]] || ftjob_requeue

@@ -14,9 +14,9 @@ from typing import Any
 
 from ftjob.errors import BUG, DONE, INTERRUPTED
 from ftjob.launch.slurm import Submitted
-from ftjob.results.folder import read_json_file
+from ftjob.results.folder import SUBMISSION, read_json_file
 from ftjob.results.page import render_terminal
-from ftjob.results.statuses import cause_text, merged_status, throughput
+from ftjob.results.statuses import merged_status, throughput
 from ftjob.results.summary import collect, finish, write_report
 
 POLL_S = 1.0
@@ -122,22 +122,29 @@ def _end(job: Submitted, state: State) -> int:
         results = finish(job.folder, collect(job.folder))  # rank 0 died before it could
         write_report(job.folder, results)
         merged = read_json_file(path)
-    code = int(merged["code"] if merged["code"] is not None else BUG)
+    found = int(merged["code"] if merged["code"] is not None else BUG)
+    # the script's own end counts, which may be a refusal after the last attempt
+    code = state.code if state.name in ("COMPLETED", "FAILED") else found
+    why = merged["cause"]
+    if code != found:
+        why = "".join(_printed(job)[-1:]).removeprefix("ftjob: ")
     if code == DONE:
         print(render_terminal(read_json_file(job.folder.file("results.json"))))  # noqa: T201
-    cause = merged["cause"]
-    why = cause if cause is None or isinstance(cause, str) else cause_text(cause)
     _say(f"job {job.job_id} is over: {state}; code {code}{f': {why}' if why else ''}")
     return code
 
 
+def _printed(job: Submitted) -> list[str]:
+    """What ftjob's rank 0 said in the job."""
+    path = job.folder.file(SUBMISSION) / job.job_id / f"{job.job_id}_0_log.out"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [line for line in text.splitlines() if line.startswith("ftjob: ")]
+
+
 def _never_began(job: Submitted, state: State) -> int:
     """The code of a job that left nothing in the run folder; what it printed tells why."""
-    output = job.folder.path / "submit" / job.job_id / f"{job.job_id}_0_log.out"
-    if output.exists():
-        lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
-        for line in (li for li in lines if li.startswith("ftjob: ")):
-            print(line, file=sys.stderr, flush=True)  # noqa: T201
+    for line in _printed(job):
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
     code = state.code or (DONE if state.name == "COMPLETED" else INTERRUPTED)
     code = code if state.name != GONE else BUG
     _say(f"job {job.job_id} is over: {state}; it answered nothing, code {code}")

@@ -26,7 +26,9 @@ case "$*" in
   *" report "*) [ -z "$FAKE_REPORT" ] || printf '{\\n  "code": %s,\\n' "$FAKE_REPORT" \\
                   > "$FAKE_RUN/status.json"; exit 0 ;;
 esac
+[ -z "$FAKE_REFUSES" ] || exit "$FAKE_REFUSES"
 mkdir -p "$FAKE_RUN/status"
+echo > "$FAKE_RUN/status/rank0000.attempt$$.json"
 [ -z "$FAKE_SLEEP" ] || { trap 'FAKE_STATUS=75' USR2; sleep "$FAKE_SLEEP" & wait; }
 [ -z "$FAKE_STATUS" ] || printf '{\\n  "code": %s,\\n  "cause": {\\n    "code": 9,\\n' \\
   "$FAKE_STATUS" > "$FAKE_RUN/status.json"
@@ -51,7 +53,7 @@ class Desk:
         self.fake("squeue", SQUEUE)
         for name in ("bash", "cat", "sed", "stat", "date", "mkdir", "ln", "dirname", "readlink"):
             (self.bin / name).symlink_to(str(shutil.which(name)))
-        for name in ("basename", "sleep", "env"):
+        for name in ("basename", "sleep", "env", "find", "wc"):
             (self.bin / name).symlink_to(str(shutil.which(name)))
 
     def fake(self, name: str, text: str) -> None:
@@ -190,6 +192,14 @@ def test_an_end_without_a_folder(desk: Desk) -> None:
     assert desk.run("run.sh")[0] == 2
     (desk.bin / "srun").write_text(f"{TELLS}exit 75\n", encoding="utf-8")
     assert desk.run("run.sh")[0] == 75
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_refusal_after_a_drained_attempt(desk: Desk, script: str) -> None:
+    """No attempt began: what lies there is not this run's, and does not bring it back."""
+    assert desk.run(script, FAKE_STATUS="75", FAKE_STATE="COMPLETING")[0] == 75
+    code, _ = desk.run(script, FAKE_REFUSES="2", FAKE_REPORT="75")
+    assert (code, desk.calls("scontrol")) == (2, [])
 
 
 def test_end_of_the_job(desk: Desk) -> None:
