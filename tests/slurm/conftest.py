@@ -39,7 +39,7 @@ def cluster() -> Iterator[Cluster]:
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)
-    made = Cluster(Wanted(NODES, gpus=0), name=f"t{os.getpid() % 100000}")
+    made = Cluster(Wanted(NODES, gpus=0, accounting=True), name=f"t{os.getpid() % 100000}")
     try:
         with made:
             yield made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from cluster_jobs import Site
+from cluster_jobs import Site, wait_until
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -31,3 +31,11 @@ def test_a_node_goes_and_comes(site: Site) -> None:
     assert site.tool("srun", "-N1", "-w", "node1", "true").returncode == 0
     site.cluster.restore("node6")
     assert site.tool("srun", "-N1", "-w", "node6", "hostname").stdout == "node6\n"
+
+
+def test_accounting(site: Site) -> None:
+    """sacct knows of a job, a few seconds late."""
+    done = site.tool("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "exit 3")
+    ask = ["sacct", "-X", "-n", "-j", done.stdout.strip(), "-o", "State,ExitCode"]
+    wait_until("sacct's word", lambda: "FAILED" in site.tool(*ask).stdout, 30)
+    assert site.tool(*ask).stdout.split() == ["FAILED", "3:0"]

@@ -64,7 +64,7 @@ def test_plan_shows_the_script(site: Site, base: tuple[str, ...]) -> None:
 
 def test_ctrl_c_leaves_the_job_alone(site: Site) -> None:
     """Detached with 130; the job runs on, and drains and comes back as any other."""
-    arguments = ("batch.max_tokens=256", "run.dir=run", "cluster=slurm", "dataset.limit=300")
+    arguments = ("batch.max_tokens=256", "run.dir=run", "cluster=slurm", "dataset.limit=200")
     process = site.ftjob(*arguments)
     job_id = process.stdout.readline().split()[1] if process.stdout else ""
     job = BatchJob(site, job_id, site.cwd / "run")
