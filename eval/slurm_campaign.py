@@ -20,8 +20,9 @@ NODES = 12  # for three seeds at a time
 TEXT = [
     f"Each seed submits slurm/run.sh ({ROWS} rows, {len(MALFORMED)} of them malformed, a tiny "
     "random GPT) to 2 or 4 nodes of a real Slurm cluster on one machine, where one event strikes "
-    "it at a random moment. The job then comes back by itself (drain signal, requeue, preemption, "
-    "crash, cut) or is given again with another number of nodes (scancel, rank); when it has ended "
+    "it at a random moment. The job then comes back by itself (drain signal, requeue, preemption; "
+    "crash and cut, where Slurm notices before the survivors have ended) or is given again with "
+    "another number of nodes; when it has ended "
     "it is compared with a run that nobody disturbed: the same answers by the rule of `compare`, "
     "every row once, each journal whole, each attempt's code in results.json.",
     "",

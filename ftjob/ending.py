@@ -67,11 +67,13 @@ def close_all(link: Link, cause: Cause | None, limit_s: float) -> Cause | None:
     return cause
 
 
-def report_trouble(link: Link, cause: Cause, limit_s: float) -> Start | Stop | Leave | None:
+def report_trouble(link: Link, cause: Cause, limit_s: float) -> Stop | Leave | None:
     """A follower that cannot go on tells rank 0, and waits for what it decides; None where nothing
-    is heard of it any more."""
+    is heard of it any more. A start was sent before rank 0 knew."""
     link.send(0, Trouble(cause))
-    return await_leader(link, limit_s)
+    while isinstance(told := await_leader(link, limit_s), Start):
+        continue
+    return told
 
 
 def await_leader(link: Link, limit_s: float) -> Start | Stop | Leave | None:

@@ -22,7 +22,8 @@ LOST = frozenset((KILLED, DEADLINE))
 @dataclass(frozen=True)
 class Event:
     """A thing that happens: how often it is drawn, the codes of an attempt that it meets at work,
-    whether the job comes back by itself or the same command is given again."""
+    whether the job always comes back by itself. Otherwise the same command is given again where
+    the job ended."""
 
     name: str
     weight: int
@@ -34,8 +35,9 @@ EVENTS = (
     Event("drain signal", 4, frozenset((DRAINED,)), True),
     Event("requeue", 3, frozenset((DRAINED,)), True),
     Event("preemption", 3, frozenset((DRAINED,)), True),
-    Event("crash", 3, LOST, True),
-    Event("cut", 2, LOST, True),
+    # the survivors may have ended before Slurm has noticed
+    Event("crash", 3, LOST, False),
+    Event("cut", 2, LOST, False),
     Event("scancel", 3, frozenset((DRAINED,)), False),
     Event("rank", 5, LOST, False),
     Event("slurmd", 2, frozenset((DONE,)), False),

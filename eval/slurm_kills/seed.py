@@ -45,16 +45,16 @@ class SlurmSeed(Seed):
             job = self._submit(nodes, drawn.first)
             try:
                 made = self._struck(job, drawn)
-                state = job.over(LIMIT_S)
+                state, last = job.over(LIMIT_S), drawn.first
                 if state != "COMPLETED" and not drawn.event.comes_back and not self.problems:
-                    job = self._submit(nodes, drawn.again)
+                    last = drawn.again
+                    job = self._submit(nodes, last)
                     state = job.over(LIMIT_S)
                 if state != "COMPLETED":
                     self.problems.append(f"the job's last state was {state}")
             finally:
                 self.site.tool("scancel", job.job_id)
                 job.over(30)
-        last = drawn.first if drawn.event.comes_back else drawn.again
         if not self.problems:
             self._judge([made])
             self._judge_codes(drawn, made["kill"]["phase"])

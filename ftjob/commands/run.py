@@ -89,8 +89,8 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str], *, sweep: bool = 
             link = open_link(world, limit_s)
         code, lost = run(config, overrides, phases, signals, world, link)
     except Exception as raised:  # said before the others leave: then the launcher may end us
-        error: Exception = raised
-        if isinstance(raised, Stopped) and raised.code == DRAINED and has_come_back(os.environ):
+        error = signals.blamed(raised)
+        if isinstance(error, Stopped) and error.code == DRAINED and has_come_back(os.environ):
             error = NoProgress(STANDS_STILL)
         if world.size == 1 or (connecting and link is None):  # there are no others to be told
             raise error from None

@@ -24,7 +24,7 @@ class Signals:
         self.first: int | None = None
         self._drain_at: float | None = None
         self._timed = False
-        self._raising = True
+        self._raising, self._raised = True, False
         self._before = {s: signal.signal(s, self._note) for s in self.CAUGHT}
 
     def note(self, number: int) -> None:
@@ -45,6 +45,7 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.note(number)
         if self._raising:
+            self._raised = True
             raise self.stopped()
 
     def remember(self) -> None:
@@ -52,6 +53,11 @@ class Signals:
         self._raising = False
         if self.first is not None:
             raise self.stopped()
+
+    def blamed(self, error: Exception) -> Exception:
+        """What `error` really was: whoever caught the stop raised in it may have made another error
+        of it, such as that of a file that cannot be read."""
+        return self.stopped() if self._raised else error
 
     def hold(self) -> None:
         """From now on only remember, and raise nothing: the end has begun."""

@@ -17,7 +17,8 @@ from ftjob.ending import (
     report_trouble,
 )
 from ftjob.errors import DEADLINE, DRAINED, KILLED, Cause
-from ftjob.link import Closed, Leave, Message, Stop, Trouble
+from ftjob.link import Closed, Leave, Message, Start, Stop, Trouble
+from ftjob.plan import Machine
 
 FAILED = Cause(3, "a file is missing", 1)
 BUG = Cause(1, "a bug", 0)
@@ -77,6 +78,14 @@ def test_the_first_cause_stays() -> None:
 def test_a_failure_while_all_seems_done_counts() -> None:
     link = Script(2, (1, Trouble(FAILED)), *closed(1))
     assert close_all(link, None, 10) == FAILED
+
+
+def test_a_start_that_crosses_the_trouble_decides_nothing() -> None:
+    """Rank 0 sent it before it knew, as where a signal reaches all ranks at once."""
+    start = Start({}, Machine((1, 1), "cpu", 1, ""), (1, 1), "", 0, "", {}, 0.0)
+    link = Script(2, (0, start), (0, Stop(DRAIN)))
+    assert report_trouble(link, DRAIN, 10) == Stop(DRAIN)
+    assert link.sent == [(0, Trouble(DRAIN))]
 
 
 def test_a_failure_explains_a_drain() -> None:

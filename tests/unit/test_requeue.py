@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from ftjob.errors import DRAINED, ConfigError, WrongWorld
+from ftjob.errors import DRAINED, CheckpointError, ConfigError, WrongWorld
 from ftjob.launch.requeue import drain_moment, has_come_back, stands_still
 from ftjob.launch.signals import Signals
 from ftjob.launch.world import World, detect_world
@@ -77,6 +78,28 @@ def test_a_signal_comes_before_the_clock(signals: Signals) -> None:
     signals.note(signal.SIGTERM)
     signals.look_at_clock()
     assert "SIGTERM" in str(signals.stopped())
+
+
+def test_a_stop_that_another_error_was_made_of() -> None:
+    """Libraries catch everything: the signal stays the reason."""
+    made = Signals()
+    try:
+        swallowed: Exception | None = None
+        try:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(1)
+        except Exception as error:
+            swallowed = CheckpointError(f"is not a tokenizer: {error}")
+        assert swallowed is not None
+        assert getattr(made.blamed(swallowed), "code", None) == DRAINED
+    finally:
+        made.restore()
+
+
+def test_an_error_after_the_start_stays(signals: Signals) -> None:
+    error = CheckpointError("torn")
+    signals.note(signal.SIGUSR2)
+    assert signals.blamed(error) is error
 
 
 def test_a_part_of_a_step_is_no_world() -> None:
