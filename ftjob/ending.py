@@ -44,9 +44,11 @@ def first_cause(known: Cause | None, later: Cause) -> Cause:
 
 
 def close_all(link: Link, cause: Cause | None, limit_s: float) -> Cause | None:
-    """Rank 0: tell everybody to stop, and wait until their files are closed or they are lost.
-    Returns the cause that counts."""
+    """Rank 0: tell everybody to stop, and wait until their files are closed or they are lost; one
+    that lives and does not close counts as lost. Returns the cause that counts."""
     waiting = set(range(1, link.size))
+    # devices may take the deadline once to end, and the files as long
+    end = time.monotonic() + 2 * limit_s
     for rank in waiting:
         link.send(rank, Stop(cause))
     while waiting:
@@ -62,6 +64,11 @@ def close_all(link: Link, cause: Cause | None, limit_s: float) -> Cause | None:
                 waiting.discard(rank)
                 lost = lost_rank(rank, limit_s, "close", draining, silent_s)
                 cause = first_cause(cause, lost)
+            elif time.monotonic() > end:
+                waiting.discard(rank)
+                text = f"did not end within {2 * limit_s:g} s (twice run.deadline_s)"
+                late = Cause(DEADLINE, text, rank, phase="close", lost=True)
+                cause = first_cause(cause, late)
         link.beat(None)
         time.sleep(PAUSE_S)
     return cause
@@ -77,10 +84,13 @@ def report_trouble(link: Link, cause: Cause, limit_s: float) -> Stop | Leave | N
 
 
 def await_leader(link: Link, limit_s: float) -> Start | Stop | Leave | None:
-    """A follower: what rank 0 decides; None where nothing is heard of it any more."""
+    """A follower: what rank 0 decides; None where nothing is heard of it any more. What came right
+    after it stays to be read: a stop may follow a start at once."""
     while link.silent_s(0) <= limit_s:
-        for _, message in link.poll():
+        found = link.poll()
+        for at, (_, message) in enumerate(found, start=1):
             if isinstance(message, (Start, Stop, Leave)):
+                link.put_back(found[at:])
                 return message
         link.beat(None)
         time.sleep(PAUSE_S)

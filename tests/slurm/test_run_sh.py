@@ -19,7 +19,7 @@ def test_two_nodes(site: Site, base: tuple[str, ...], finished: tuple[Path, str,
     assert job.ask("TimeLimit") == "00:07:00"
     assert len(lines(job.run / "samples.jsonl")) == ROWS
     ranks = job.status["ranks"]
-    assert [r["host"] for r in ranks] == ["node1", "node2"]
+    assert len({r["host"] for r in ranks}) == 2
     devices = load(job.run / "results.json")["devices"]
     assert len(devices) == 2
     assert all(d["rows"] > 0 and d["tokens"] > 0 for d in devices)

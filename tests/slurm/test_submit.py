@@ -44,7 +44,7 @@ def test_followed_to_the_end(
     assert job.ask("ExitCode") == "5:0", "the batch script ends with the job's code"
     assert not list(site.cwd.rglob("pwned*"))
     assert len(lines(folder / "samples.jsonl")) == ROWS
-    assert [r["host"] for r in load(folder / "status.json")["ranks"]] == ["node1", "node2"]
+    assert len({r["host"] for r in load(folder / "status.json")["ranks"]}) == 2
     assert re.search(r" rows=\d+/240 rows_per_s=[\d.]+ tokens_per_s=\d+ eta=", done.err)
     site("compare", str(folder), str(finished[0] / "run")).expect(0)
 
@@ -98,11 +98,12 @@ def test_a_cancelled_job(site: Site) -> None:
 
 def test_refused(site: Site, base: tuple[str, ...]) -> None:
     """Before a job is submitted, by Slurm, and within the job."""
-    before = site.tool("squeue", "-h", "-t", "all").stdout
+    known = ("squeue", "-h", "-t", "all", "-o", "%i")
+    before = sorted(site.tool(*known).stdout.split())
     ended(site.ftjob(*base, *SLURM, "parallel.tensor=3")).expect(2, "parallel.tensor=3")
     ended(site.ftjob(*base, *SLURM, "cluster.partition=no")).expect(2, "invalid partition")
     ended(site.ftjob(*base, *SLURM, "run.dir=100%")).expect(2, "run.dir=", "%")
-    assert site.tool("squeue", "-h", "-t", "all").stdout == before
+    assert sorted(site.tool(*known).stdout.split()) == before
     bad = site.cwd / "rows.jsonl"
     bad.write_text("", encoding="utf-8")
     inside = (*base, "cluster=slurm", f"dataset.path={bad}", "run.dir=run")

@@ -12,7 +12,7 @@ import pytest
 from ftjob.comm.mpi import reaching
 from ftjob.errors import PeerLost
 from ftjob.launch.mpi import MpiLink
-from ftjob.link import Beat
+from ftjob.link import Beat, LocalLink
 
 
 class MpiError(RuntimeError):
@@ -50,3 +50,13 @@ def test_send_to_a_rank_that_has_gone() -> None:
 def test_tensors_to_a_rank_that_has_gone() -> None:
     with pytest.raises(PeerLost, match="tinjectdata"), reaching():
         Wire().Isend(b"", 1)
+
+
+def test_messages_put_back_come_first() -> None:
+    link = LocalLink()
+    for number in (1, 2, 3):
+        link.send(0, Beat(number))
+    _, *rest = link.poll()
+    link.send(0, Beat(4))
+    link.put_back(rest)
+    assert [message.stuck_s for _, message in link.poll() if isinstance(message, Beat)] == [2, 3, 4]
