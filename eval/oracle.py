@@ -7,34 +7,37 @@ writes records of the same shape as a run's samples, so that `ftjob.results.comp
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from eval.oracle_generate import Row, followed, searched
 from ftjob.config import JobConfig
 from ftjob.config.groups import DecodeConfig
-from ftjob.config.options import DEFAULTS
 from ftjob.job import Job, prepare
 from ftjob.launch.world import World, make_machine
 from ftjob.results.compare import Comparison, compare_samples
 from ftjob.results.summary import read_samples
 from ftjob.tasks import make_task
-from ftjob.tasks.base import Generated, GenerateRequest, Hypothesis, Scored, ScoreRequest
+from ftjob.tasks.base import Generated, GenerateRequest, Scored, ScoreRequest
 from ftjob.tasks.rows import RowSource
 
-# Options that `generate` takes into account, or that decide nothing without draws.
-KNOWN = ("n_best", "length_penalty", "token_logprobs", "seed")
+Json = dict[str, Any]
 
 
-def transformers_records(job: Job) -> Iterator[dict[str, Any]]:
-    """The records of a job as transformers' model for its checkpoint answers it."""
+def transformers_records(job: Job, samples: Iterable[Json]) -> Iterator[Json]:
+    """The records of a job as transformers' model for its checkpoint answers it; drawn answers are
+    those of the run's `samples`, as far as transformers could have drawn them."""
     model, task = _load(job), make_task(job.config)
-    for row in RowSource(job.config.dataset).rows():
+    for row, sample in itertools.zip_longest(RowSource(job.config.dataset).rows(), samples):
+        if row is None:
+            return  # rows that only the run has are the comparison's to find
         (prepared,) = task.prepare([row], [""], job.tokenizer, job.limits())
         if isinstance(prepared, GenerateRequest):
-            generated = generate(model, prepared, job.config.decode)
+            generated = generate(model, prepared, job.config.decode, sample or {})
             yield task.record(prepared, generated, job.tokenizer)
         elif isinstance(prepared, ScoreRequest):
             yield task.record(prepared, score(model, prepared), job.tokenizer)
@@ -62,68 +65,30 @@ def score(model: Any, request: ScoreRequest) -> Scored:
     return Scored(logprobs.tolist(), logits.argmax(-1).tolist(), (top[:, 0] - top[:, 1]).tolist())
 
 
-@torch.inference_mode()
-def generate(model: Any, request: GenerateRequest, decode: DecodeConfig) -> Generated:
-    """A row continued. Near ties are left to the run's own records.
+def generate(model: Any, request: GenerateRequest, decode: DecodeConfig, sample: Json) -> Generated:
+    """A row continued, `sample` being the run's record of it. Near ties are left to that.
 
     Raises:
-        ValueError: for options beyond greedy and beam search, of which it would say nothing.
+        ValueError: for options that transformers has not, of which it would say nothing.
     """
-    others = [
-        f.name
-        for f in dataclasses.fields(DEFAULTS)
-        if f.name not in KNOWN and getattr(request.options, f.name) != getattr(DEFAULTS, f.name)
-    ]
-    if others or decode.convention != "hf":
-        raise ValueError(
-            f"the oracle does greedy and beam search alone, as transformers does them; "
-            f"decode.convention={decode.convention}, and set besides: {', '.join(others) or '-'}"
-        )
-    ids = torch.tensor([request.ids])
-    ranked: dict[str, Any] = {}
-    if decode.beams > 1:
-        ranked = {
-            "length_penalty": decode.length_penalty,
-            "early_stopping": decode.early_stopping,
-            "num_return_sequences": decode.n_best,
-        }
-    made = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        num_beams=decode.beams,
-        max_new_tokens=request.max_new_tokens,
-        return_dict_in_generate=True,
-        output_scores=True,
-        **ranked,
-    )
-    own = model.compute_transition_scores(
-        made.sequences, made.scores, getattr(made, "beam_indices", None), normalize_logits=True
-    )
-    ends = _ends(model)
-    first = made.sequences.shape[1] - own.shape[1]
-    found: list[Hypothesis] = []
-    for number, new in enumerate(made.sequences[:, first:].tolist()):
-        # what follows the end token fills the hypotheses up to one length
-        length = next((i + 1 for i, t in enumerate(new) if t in ends), len(new))
-        logprobs = own[number, :length].tolist()
-        total = float(own[number, :length].sum())
-        reason: Literal["eos", "length"] = "eos" if new[length - 1] in ends else "length"
-        ranking = float(made.sequences_scores[number]) if decode.beams > 1 else total
-        told = logprobs if decode.token_logprobs else None
-        found.append(Hypothesis(new[:length], ranking, total, reason, told))
-    return Generated(found, [])
-
-
-def _ends(model: Any) -> Sequence[int]:
-    """The ids that end a row, as the model's own generation_config has them."""
-    end = model.generation_config.eos_token_id
-    return end if isinstance(end, list) else [] if end is None else [end]
+    row = Row(model, request, decode)
+    if request.options.drawn:
+        answers = sample.get("hypotheses") or [sample]
+        found = followed(row, [answer.get("output_ids", []) for answer in answers])
+    else:
+        found = searched(row)
+    if request.options.prompt_logprob:
+        ids = request.ids
+        whole = ScoreRequest(request.row, request.key, ids, 1, 1)
+        told = score(model, whole).logprobs if len(ids) > 1 else []
+        found = dataclasses.replace(found, prompt_logprobs=told)
+    return found
 
 
 def compare_with_transformers(config: JobConfig, samples: Path) -> Comparison:
     """Compare a run's samples with transformers' answers to the same rows."""
     job = prepare(config, make_machine(config.cluster, World(0, 1, "none"), {}, for_plan=True))
-    theirs = ({**record, "id": record["key"]} for record in transformers_records(job))
+    answers = transformers_records(job, read_samples(samples))
+    theirs = ({**record, "id": record["key"]} for record in answers)
     ours = ({**record, "id": record["key"]} for record in read_samples(samples))
     return compare_samples(ours, theirs)

@@ -10,6 +10,7 @@ import yaml
 
 from eval.bench.parts import render_parts
 from eval.bench.render import render_bench
+from eval.bench.workloads_page import render_workloads
 from eval.kills.render import render_kills
 from eval.record import REPORTS, data_sentence, made_line, read_raw
 
@@ -26,6 +27,8 @@ def render(name: str) -> str:
         "kills": render_kills,
         "mutations": render_mutations,
         "parts": render_parts,
+        "rows": render_rows,
+        "workloads": render_workloads,
     }
     return renderers[raw["kind"]](name, raw)
 
@@ -136,6 +139,29 @@ def load_ratios(case: dict[str, Any]) -> tuple[float, float, float]:
     whole = case["peak_bytes"] / case["weight_bytes"]
     added = (case["peak_bytes"] - case["before_bytes"]) / case["weight_bytes"]
     return whole, added, whole if case["before_bytes"] <= 0.2 * case["weight_bytes"] else added
+
+
+def render_rows(name: str, raw: dict[str, Any]) -> str:
+    """Memory and time of runs of many rows, beside those of few."""
+    lines = [
+        f"# {raw['title']}",
+        "",
+        *raw["text"],
+        "",
+        made_line(name, raw),
+        "",
+        "| case | peak, MB | more than the few rows, MB | seconds to the first new row | seconds |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    few = raw["cases"][0]["peak_bytes"]
+    for case in raw["cases"]:
+        more = "-" if case is raw["cases"][0] else f"{(case['peak_bytes'] - few) / 1e6:.0f}"
+        resumed = case["name"].startswith("resume")
+        first = f"{case['held_s']:.1f}" if resumed else "-"
+        peak = f"{case['peak_bytes'] / 1e6:.0f}"
+        lines.append(f"| {case['name']} | {peak} | {more} | {first} | {case['seconds']:.0f} |")
+    lines += ["", f"The indexes take {raw['index_bytes_a_row']:.1f} bytes a row."]
+    return "\n".join(lines) + "\n"
 
 
 def render_mutations(name: str, raw: dict[str, Any]) -> str:

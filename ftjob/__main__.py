@@ -19,6 +19,7 @@ COMMANDS = MappingProxyType(
     {
         "run": ("ftjob.commands.run", "run a job and write its report (the default command)"),
         "plan": ("ftjob.commands.plan", "print layout, memory and largest batch; load nothing"),
+        "bench": ("ftjob.commands.bench", "time chosen sizes of batch, input and output"),
         "convert": ("ftjob.commands.convert", "rewrite a checkpoint in another format or split"),
         "models": ("ftjob.commands.models", "list the models of conf/model"),
         "report": ("ftjob.commands.report", "RUN: rebuild a report; PARENT: tabulate its runs"),

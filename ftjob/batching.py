@@ -26,6 +26,13 @@ class Chunk:
         return sum(len(r.ids) for r in self.requests)
 
 
+def halves(chunk: Chunk) -> tuple[Chunk, Chunk]:
+    """A chunk of several rows as two."""
+    middle = len(chunk.requests) // 2
+    parts = chunk.requests[:middle], chunk.requests[middle:]
+    return Chunk(chunk.sequence, parts[0]), Chunk(chunk.sequence, parts[1])
+
+
 def windows(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
     """Consecutive lists of up to `size` requests."""
     window: list[Request] = []
@@ -53,12 +60,21 @@ def chunks(
         if by_length:
             batch.sort(key=lambda r: -len(r.ids))
         held: list[Request] = []
-        tokens = 0
+        tokens = longest = most = 0
         for request in batch:
             full = tokens + len(request.ids) > max_tokens
-            if held and (full or not _enter_together([*held, request], generation)):
+            if generation is not None and isinstance(request, GenerateRequest):
+                longest = max(longest, len(request.ids))
+                most = max(most, request.max_new_tokens)
+                columns = longest + generation.beams * most
+                cells = (len(held) + 1) * columns
+                full = full or len(held) == generation.refill or cells > generation.cells
+            if held and full:
                 yield Chunk(sequence, tuple(held))
                 sequence, held, tokens = sequence + 1, [], 0
+                longest, most = len(request.ids), 0
+                if isinstance(request, GenerateRequest):
+                    most = request.max_new_tokens
             held.append(request)
             tokens += len(request.ids)
         if held:
@@ -71,11 +87,3 @@ def widest(rows: Sequence[Request], beams: int) -> int:
     the most new tokens of each beam, which another row may have."""
     held = [r for r in rows if isinstance(r, GenerateRequest)]
     return max(len(r.ids) for r in held) + beams * max(r.max_new_tokens for r in held)
-
-
-def _enter_together(rows: list[Request], generation: Generation | None) -> bool:
-    """Whether rows may be one chunk; in the cache each is as wide as the widest."""
-    if generation is None:
-        return True
-    cells = len(rows) * widest(rows, generation.beams)
-    return len(rows) <= generation.refill and cells <= generation.cells

@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,56 +21,34 @@ from types import MappingProxyType
 
 import torch
 
-from ftjob.batching import Chunk
+from ftjob import warm
+from ftjob.batching import Chunk, halves
 from ftjob.checkpoint.load import FileSource, RandomSource, cut_tensors
 from ftjob.checkpoint.shared import SharedReads
 from ftjob.comm import Halted, Pulse
 from ftjob.comm.groups import Wires
 from ftjob.comm.threads import GLANCE_S
 from ftjob.decode.loop import Generator
-from ftjob.decode.scoring import score_chunk
+from ftjob.decode.scoring import LOOK_S, Scoring, score_chunk
 from ftjob.errors import BUG, Cause, ConfigError, JobError, PeerLost
 from ftjob.job import Job
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.stage import Part, Stage, make_stage
+from ftjob.news import Answered, Failed, Message, Ready, Warned, check_numbers
 from ftjob.plan import DeviceSpec, stage_tensors
-from ftjob.tasks.base import Answer, GenerateRequest, Row, Scored, ScoreRequest
+from ftjob.tasks.base import Answer, Scored
 from ftjob.telemetry import Phases
 
 DTYPES = MappingProxyType({"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16})
 
 
 @dataclass(frozen=True)
-class Ready:
-    """The device has its weights and has run once."""
+class _Launched:
+    """A chunk that the device computes since `begun`, on the clock of time.monotonic()."""
 
-    device: int
-    name: str
-    weight_bytes: int
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The device is through with rows of a chunk, in so many seconds of its own work. `chunk` has
-    just these rows, `answers` theirs in that order, where this device is the one that gives them.
-    `tokens` counts the rows' tokens or, where rows are continued, the new ones."""
-
-    device: int
     chunk: Chunk
-    answers: list[Answer] | None
-    tokens: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The device thread is gone, for this reason."""
-
-    device: int
-    cause: Cause
-
-
-Message = Ready | Answered | Failed
+    scoring: Scoring
+    begun: float
 
 
 class DeviceThread(threading.Thread):
@@ -93,6 +72,9 @@ class DeviceThread(threading.Thread):
         self.outbox, self.pulse = outbox, pulse
         self.serving: tuple[Chunk, ...] = ()  # the latest, for the message where something fails
         self.phase = "load"
+        self._flying: deque[_Launched] = deque()
+        self._most: float = math.inf  # tokens that are read at once
+        self._counted = 0.0  # until when the device's time is counted
         cuda = job.plan.machine.device == "cuda"
         self.device = torch.device("cuda", spec.local) if cuda else torch.device("cpu")
 
@@ -112,20 +94,49 @@ class DeviceThread(threading.Thread):
             self.outbox.put(Failed(self.spec.local, self._cause(error)))
 
     def _score(self, stage: Stage) -> None:
-        """Score chunk after chunk, until None comes."""
+        """Score chunk after chunk, until None comes. A GPU gets the next one, if there is one,
+        before the answers of the last are taken."""
         assert isinstance(stage, DecoderStage)
-        ids = self._warm_ids()
-        warm = Chunk(-1, (ScoreRequest(Row(0, 0, b"", ""), "", ids, 7, 7),))
-        self._step(stage, warm, "warm-up")
+        self.phase = "warm-up"
+        gpu = self.device.type == "cuda"
+        self._launch(stage, warm.to_score(self.job.source.arch, self.job.plan.max_tokens, gpu))
+        while self._flying:
+            self._finish(self._flying.popleft())
         self.outbox.put(Ready(self.spec.local, self._label(), _held_bytes(stage)))
-        while (chunk := self.inbox.get()) is not None:
-            self.pulse()
-            self.serving = (chunk,)
-            scored, seconds = self._step(stage, chunk, "score")
-            answers = None if scored is None else list[Answer](scored)
-            self._check_numbers(chunk, answers)
-            self.outbox.put(Answered(self.spec.local, chunk, answers, chunk.tokens, seconds))
-            self.serving = ()
+        self.phase = "score"
+        while (chunk := self._next()) is not None:
+            self._launch(stage, chunk)
+            while self._flying and (len(self._flying) > 1 or self._flying[0].scoring.done):
+                self._tell()
+        while self._flying:
+            self._tell()
+
+    def _next(self) -> Chunk | None:
+        """The next chunk, or None: there is no more. One that is done meanwhile is told."""
+        while self._flying:
+            try:
+                return self.inbox.get(timeout=LOOK_S)
+            except queue.Empty:
+                self.pulse.check()
+                if self._flying[0].scoring.done:
+                    self._tell()
+        return self.inbox.get()
+
+    def _tell(self) -> None:
+        """Give the rank the answers of the chunk that was launched first."""
+        launched = self._flying.popleft()
+        chunk = launched.chunk
+        self.serving = (chunk,)
+        scored, seconds = self._finish(launched)
+        answers = list[Answer](scored) if self.spec.answers else None
+        self._tells(chunk, answers, chunk.tokens, seconds)
+        self.serving = tuple(later.chunk for later in self._flying)
+
+    def _tells(
+        self, chunk: Chunk, answers: list[Answer] | None, tokens: int, seconds: float
+    ) -> None:
+        check_numbers(chunk, answers, self.job.config.model.dtype)
+        self.outbox.put(Answered(self.spec.local, chunk, answers, tokens, seconds))
 
     def _generate(self, stage: Stage) -> None:
         """Continue the rows of the chunks that come, until None does."""
@@ -133,37 +144,24 @@ class DeviceThread(threading.Thread):
             stage.pack_head()
         kind = (DTYPES[self.job.config.model.dtype], self.device)
         generator = Generator(
-            self.job, self.spec, stage, self.wires, kind, self.pulse, self._working
+            self.job,
+            self.spec,
+            stage,
+            self.wires,
+            kind,
+            self.pulse,
+            self._working,
+            self._capturing,
+            self._halved,
         )
-        warm = GenerateRequest(Row(0, 0, b"", ""), "", self._warm_ids(), 2)
-        chunks = iter([Chunk(-1, (warm,)), None])
+        chunks = iter([warm.to_continue(self.job.source.arch), None])
         self.phase = "warm-up"
         for _ in generator.run(lambda: next(chunks)):
             pass
         self.outbox.put(Ready(self.spec.local, self._label(), _held_bytes(stage)))
         self.phase = "decode"
         for done in generator.run(self._take):
-            self._check_numbers(done.chunk, done.answers)
-            self.outbox.put(
-                Answered(self.spec.local, done.chunk, done.answers, done.tokens, done.seconds)
-            )
-
-    def _check_numbers(self, chunk: Chunk, answers: list[Answer] | None) -> None:
-        """Refuse answers out of scores that are no numbers: they would look like any other.
-
-        Raises:
-            ConfigError: naming the row's line and the type of numbers.
-        """
-        for request, answer in zip(chunk.requests, answers or (), strict=answers is not None):
-            if not all(map(math.isfinite, _figures(answer))):
-                dtype = self.job.config.model.dtype
-                advice = " Use bf16 or f32: f16 ends at 65504." if dtype == "f16" else (
-                    " The checkpoint itself may hold such values."
-                )  # fmt: skip
-                raise ConfigError(
-                    f"model.dtype={dtype}: line {request.row.line} gets scores that are infinite "
-                    f"or not numbers.{advice}"
-                )
+            self._tells(done.chunk, done.answers, done.tokens, done.seconds)
 
     def _take(self) -> Chunk | None:
         """The next chunk, or None: there is no more. A device with free slots waits for it, so that
@@ -182,6 +180,11 @@ class DeviceThread(threading.Thread):
     @contextmanager
     def _working(self) -> Iterator[None]:
         with self.phases.phase(self.phase, self.spec.local), self._memory_error():
+            yield
+
+    @contextmanager
+    def _capturing(self) -> Iterator[None]:
+        with self.phases.phase("capture", self.spec.local), self._memory_error():
             yield
 
     def _build(self) -> Stage:
@@ -218,27 +221,73 @@ class DeviceThread(threading.Thread):
                 raise ValueError(f"parameters never filled: {sorted(missing)}")
         return stage
 
-    def _warm_ids(self) -> list[int]:
-        """A small row, so that libraries start outside of the measured time."""
-        return [i % self.job.source.arch.vocab for i in range(8)]
-
-    def _step(
-        self, stage: DecoderStage, chunk: Chunk, phase: str
-    ) -> tuple[list[Scored] | None, float]:
-        """One chunk from the stage before to the one after; the answers on the device that gives
-        them, and the seconds without the wait for the stage before."""
+    def _launch(self, stage: DecoderStage, chunk: Chunk) -> None:
+        """Begin a chunk, with what the stage before made of it. Where a stage comes after, the
+        chunk goes there and the rank is told so."""
+        alone, several = self.spec.first and self.spec.last, len(chunk.requests) > 1
+        if chunk.tokens > self._most and alone and several:
+            for half in halves(chunk):
+                self._launch(stage, half)
+            return
         wires, before = self.wires, None
+        while wires.before is not None and self._flying:  # a wait for others is not their time
+            self._tell()
+        self.pulse()
+        self.serving = (chunk,)
         if wires.before is not None:
             before = wires.before.take(chunk.sequence, self.pulse)
-        start = time.monotonic()
-        with self.phases.phase(phase, self.spec.local), self._memory_error():
-            found = score_chunk(stage, chunk, self.device, self.pulse, before)
-        seconds = time.monotonic() - start
-        if isinstance(found, torch.Tensor):
-            assert wires.after is not None
-            wires.after.put(chunk.sequence, found, self.pulse)
-            return None, seconds
-        return (found if self.spec.answers else None), seconds
+        begun = time.monotonic()
+        with self.phases.within(self.phase), self._memory_error():
+            try:
+                found = score_chunk(stage, chunk, self.device, self.pulse, before)
+            except torch.OutOfMemoryError:
+                if not (alone and several):  # stages would have to agree on the parts
+                    raise
+                found = None
+        if found is None:
+            while self._flying:  # they hold memory
+                self._tell()
+            self._halved(chunk)
+            self._launch(stage, chunk)
+            return
+        if isinstance(found, Scoring):
+            self._flying.append(_Launched(chunk, found, begun))
+            return
+        assert wires.after is not None
+        seconds = self._worked(begun)
+        wires.after.put(chunk.sequence, found, self.pulse)
+        if chunk.sequence >= 0:
+            self.outbox.put(Answered(self.spec.local, chunk, None, chunk.tokens, seconds))
+        self.serving = ()
+
+    def _finish(self, launched: _Launched) -> tuple[list[Scored], float]:
+        """The answers of a chunk, and the seconds of the device's own work for it."""
+        with self.phases.within(self.phase), self._memory_error():
+            scored = launched.scoring.answers(self.pulse.check)
+        self.pulse()
+        return scored, self._worked(launched.begun)
+
+    def _worked(self, begun: float) -> float:
+        """Seconds of work from `begun` until now, as a phase: those that are not yet counted, where
+        chunks overlap."""
+        now, end_s = time.monotonic(), self.phases.now()
+        seconds = now - max(begun, self._counted)
+        self._counted = now
+        self.phases.add(self.phase, end_s - seconds, end_s, self.spec.local)
+        return seconds
+
+    def _halved(self, chunk: Chunk) -> None:
+        """There is not memory enough for so many tokens at once: halves from now on."""
+        self._most = chunk.tokens // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.outbox.put(
+            Warned(
+                self.spec.local,
+                f"out of memory with {chunk.tokens} tokens at once (batch.max_tokens="
+                f"{self.job.plan.max_tokens}): goes on with {self._most} at most",
+            )
+        )
 
     @contextmanager
     def _memory_error(self) -> Iterator[None]:
@@ -280,10 +329,3 @@ class DeviceThread(threading.Thread):
 def _held_bytes(stage: Stage) -> int:
     """Bytes of the parameters this device really holds."""
     return sum(p.numel() * p.element_size() for p in stage.parameters())
-
-
-def _figures(answer: Answer) -> list[float]:
-    """Every log-probability of an answer."""
-    if isinstance(answer, Scored):
-        return answer.logprobs
-    return [h.cum_logprob for h in answer.hypotheses]

@@ -11,9 +11,9 @@ from typing import Any
 
 from ftjob.errors import ResumeRefused
 from ftjob.job import Job
-from ftjob.keyset import KeySet
 from ftjob.link import Link
 from ftjob.results.folder import RunFolder
+from ftjob.results.seen import Before, Seen, SeenWriter
 from ftjob.tasks.base import KeyMaker, ModelLimits, Request, Row, Task, keyed
 from ftjob.tasks.rows import RowSource
 from ftjob.telemetry import Phases
@@ -30,16 +30,18 @@ class Feed:
         task: Task,
         limits: ModelLimits,
         identity: str,
-        done: KeySet,
+        before: Before,
         phases: Phases,
         link: Link,
         refuse: Callable[[Sequence[dict[str, Any]]], None],
     ) -> None:
         self._job, self._folder, self._task, self._phases = job, folder, task, phases
         self._limits = limits
-        self._identity, self._done = identity, done
+        self._identity, self._before = identity, before
         self._link, self._refuse = link, refuse
         self._source = RowSource(job.config.dataset)
+        self._writer: SeenWriter | None = None
+        self._new = Seen()  # rows that are not yet written
         self.exhausted = False
 
     @property
@@ -68,7 +70,7 @@ class Feed:
         window = self._job.config.batch.window
         rows: list[Row] = []
         names: list[str] = []
-        reader = self._missing() if len(self._done) else self._every()
+        reader = self._missing()
         while not self.exhausted:
             with self._phases.phase("read"), self._link.keepalive():
                 for row, key in reader:
@@ -76,6 +78,7 @@ class Feed:
                     names.append(key)
                     if len(rows) == window:
                         break
+                self._write()
                 prepared = self._task.prepare(rows, names, self._job.tokenizer, self._limits)
             if settled := [p for p in prepared if isinstance(p, dict)]:
                 self._refuse(settled)
@@ -83,30 +86,54 @@ class Feed:
             yield from (p for p in prepared if not isinstance(p, dict))
             rows, names = [], []
 
-    def _every(self) -> Iterator[tuple[Row, str]]:
-        """Every row with its key."""
-        keys = KeyMaker(self._identity)
-        return (keys.keyed(row) for row in self._source.rows())
-
     def _missing(self) -> Iterator[tuple[Row, str]]:
-        """The rows that were not answered before, with their keys. Before anything new is answered
-        all rows are looked at, for every one answered must still be there; what was is not made
-        into a row again."""
-        keys, done = KeyMaker(self._identity), self._done
-        answered = bytearray()
-        again: dict[int, int] = {}  # of the others, how many equal rows came before
-        for row in RowSource(self._job.config.dataset).rows():
-            row, key = keys.keyed(row)
-            answered.append(done.take(key))
-            if row.occurrence and not answered[-1]:
-                again[row.index] = row.occurrence
-        if done.left:
+        """The rows that were not answered before, with their keys."""
+        seen, done = self._before.seen, self._before.done
+        answered, gone = (seen or Seen()).answered(done)
+        if gone:  # no attempt has seen this data set, or what it wrote of it is lost
+            seen = self._look()
+            answered, gone = seen.answered(done)
+        if gone:
             raise ResumeRefused(
-                f"{self._folder.path}: {done.left} rows answered there are not in "
+                f"{self._folder.path}: {gone} rows answered there are not in "
                 f"{self._source.name} any more. Use the data set of the first attempt, or another "
                 "run.dir."
             )
-        del keys, done
-        self._done = KeySet()
+        seen = seen or Seen()
+        again, known = seen.again(answered), len(seen)
+        keys = KeyMaker(self._identity, seen.occurrences(), self._note)
+        self._open(known)
+        self._before.forget()
         for row in self._source.rows(answered):
-            yield keyed(self._identity, row, again.get(row.index, 0))
+            if row.index < known:
+                yield keyed(self._identity, row, again.get(row.index, 0))
+            else:
+                yield keys.keyed(row)
+
+    def _look(self) -> Seen:
+        """Every row of the data set: before anything new is answered, each one answered must be
+        found there."""
+        seen = Seen()
+        keys = KeyMaker(self._identity, note=seen.add)
+        for row in self._source.rows():
+            keys.keyed(row)
+        self._open(0)
+        if self._writer is not None:
+            self._writer.write(seen)
+        return seen
+
+    def _open(self, first: int) -> None:
+        """Begin to write what is seen from row `first` on, if nothing is written yet."""
+        data, attempt = self._before.data, self._phases.attempt
+        if data is not None and self._writer is None:
+            self._writer = SeenWriter(self._folder, attempt, self._identity, data, first)
+
+    def _note(self, key: int, content: int) -> None:
+        if self._writer is not None:
+            self._new.add(key, content)
+
+    def _write(self) -> None:
+        """Bring to disk what was seen since the last time."""
+        if self._writer is not None:
+            self._writer.write(self._new)
+            self._new = Seen()

@@ -1,9 +1,9 @@
 """Rank 0's hand-out: forms chunks and gives each to the replica with the least tokens to do.
 
-A replica holds a chunk for each of its stages and one ahead, so that it never waits for us and a
-slow one holds nobody back; one that generates holds as many rows as it has slots, and a chunk.
-Chunks go to every rank of the replica in one order; `rank` runs them
-there and tells when the answers are on disk.
+A replica holds a chunk for each of its stages and one ahead (on GPUs two), so that it never waits
+for us and a slow one holds nobody back; one that generates holds as many rows as it has slots, and
+a chunk. Chunks go to every rank of the replica in one order; `rank` runs them there and tells when
+the answers are on disk.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ from ftjob.plan import Plan
 from ftjob.tasks.base import Request
 
 
+def chunks_ahead(plan: Plan) -> int:
+    """Chunks that a replica which scores holds: one for each stage and one ahead. A GPU is given
+    its next chunk while it computes one, and then has none waiting."""
+    return plan.pipeline + (2 if plan.machine.device == "cuda" else 1)
+
+
 class Handout:
     """Chunks in flight, by replica."""
 
@@ -24,7 +30,7 @@ class Handout:
         self, plan: Plan, batch: BatchConfig, requests: Iterable[Request], link: Link
     ) -> None:
         self._link = link
-        self._ahead = plan.pipeline + 1
+        self._ahead = chunks_ahead(plan)
         self._slots = plan.generation.slots * plan.pipeline if plan.generation is not None else None
         self._ranks = [plan.ranks_of_replica(d) for d in range(plan.data)]
         self._flying: list[dict[int, Chunk]] = [{} for _ in self._ranks]

@@ -147,16 +147,25 @@ def prepare(config: JobConfig, machine: Machine) -> Job:
     if spec is None and folder is not None and config.dataset.task == "prompts":
         spec = None if has_tokenizer(folder) else NONE
     tokenizer = open_tokenizer(spec, folder)
-    if tokenizer.vocab_size > source.arch.vocab:
-        raise CheckpointError(
-            f"tokenizer {tokenizer.source}: gives ids up to {tokenizer.vocab_size - 1}, but the "
-            f"model's vocabulary has {source.arch.vocab}. Name the model's own tokenizer with "
-            "model.tokenizer=PATH."
-        )
+    check_words(tokenizer, source.arch.vocab)
     job = Job(config, source, tokenizer, plan, tuple(remarks))
     if config.dataset.generates:
         run_options(config.decode, tokenizer, job.limits())
     return job
+
+
+def check_words(tokenizer: Tokenizer, vocab: int) -> None:
+    """Refuse a tokenizer that gives ids beyond the model's vocabulary.
+
+    Raises:
+        CheckpointError: with both sizes.
+    """
+    if tokenizer.vocab_size > vocab:
+        raise CheckpointError(
+            f"tokenizer {tokenizer.source}: gives ids up to {tokenizer.vocab_size - 1}, but the "
+            f"model's vocabulary has {vocab}. Name the model's own tokenizer with "
+            "model.tokenizer=PATH."
+        )
 
 
 def open_model(config: JobConfig) -> ModelSource:
@@ -194,6 +203,9 @@ def model_of(config: JobConfig, index: CheckpointIndex, origin: str) -> ModelSou
         arch = kind.read_config(index.config, index.tensors.keys())
     except KeyError as error:
         raise CheckpointError(f"{index.stated_in}: {error} is missing") from None
+    except CheckpointError as error:
+        reason = str(error).removeprefix("config.json: ")
+        raise CheckpointError(f"{index.stated_in}: {reason}") from None
     check_shape(config.model.arch, arch, config.model.name, str(index.stated_in))
     check_layers(arch.layers + arch.encoder_layers, len(index.tensors), index.stated_in)
     rules = kind.tensors(arch)

@@ -1,77 +1,62 @@
-"""Sets of many keys in few bytes: of millions of rows a Python set takes hundreds of megabytes.
+"""Keys and contents of rows as numbers of 64 bits: of millions of rows a Python set takes hundreds
+of megabytes.
 
-Keys count by 64 bits of a hash. Of two million keys any two have the same in one of ten million
-runs; then a row too many would be answered, or none would notice that equal rows are. `journal`
-and `feed` know by it which rows are done, `tasks.base` which contents came before.
+Of two million rows any two have the same number in one of ten million runs; then a row would count
+as answered, or as coming again. `results.journal` and `results.seen` know rows by it, `tasks.base`
+which contents came before.
 """
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 # Of the places of a table this share is filled at most.
 FULLEST = 0.6
 
 
-class KeySet:
-    """Keys that are known from the beginning: 9 bytes each. `take` marks them."""
+def key_number(key: str) -> int:
+    """The number of a key of hex digits: its last 16.
 
-    def __init__(self, keys: Iterable[str] = ()) -> None:
-        self._hashes = array("q", sorted({hash(key) for key in keys}))
-        self._taken = bytearray(len(self._hashes))
-        self.left = len(self._hashes)
+    Raises:
+        ValueError: for a key of something else.
+    """
+    return int(key[-16:], 16)
 
-    @classmethod
-    def of_hashes(cls, hashes: array[int]) -> KeySet:
-        """The set of keys with these hashes: rising, no two alike. The array is kept."""
-        made = cls()
-        made._hashes, made._taken, made.left = hashes, bytearray(len(hashes)), len(hashes)
-        return made
 
-    def __len__(self) -> int:
-        return len(self._hashes)
-
-    def __contains__(self, key: str) -> bool:
-        return self._place(key) is not None
-
-    def take(self, key: str) -> bool:
-        """Whether the key is there and was not taken; then it is."""
-        place = self._place(key)
-        if place is None or self._taken[place]:
-            return False
-        self._taken[place] = 1
-        self.left -= 1
-        return True
-
-    def _place(self, key: str) -> int | None:
-        wanted = hash(key)
-        place = bisect_left(self._hashes, wanted)
-        found = place < len(self._hashes) and self._hashes[place] == wanted
-        return place if found else None
+def content_number(digest: bytes) -> int:
+    """The number of a content's digest, never 0; the digest has at least 8 bytes."""
+    return int.from_bytes(digest[:8], "little") or 1
 
 
 class Occurrences:
-    """Counts equal digests as they come: some 20 bytes each, and those that come again a little
-    more. Open addressing, by the digest's own bits."""
+    """Counts equal contents as they come: some 20 bytes each, and those that come again a little
+    more. Open addressing, by the numbers' own bits.
 
-    def __init__(self) -> None:
-        self._places = array("Q", bytes(8 << 10))
+    What came before is `known`, rising; of those that came more than once, `again` is how often.
+    """
+
+    def __init__(self, known: array[int] | None = None, again: Mapping[int, int] | None = None):
+        self._known = known if known is not None else array("Q")
+        self._again = dict(again or {})
+        self._places = array("Q", bytes(8 << 10))  # 0 is an empty place
         self._filled = 0
-        self._again: dict[int, int] = {}
 
-    def count(self, digest: bytes) -> int:
-        """How often a digest of at least 8 bytes came before."""
-        value = int.from_bytes(digest[:8], "little") or 1  # 0 is an empty place
-        if self._put(value):
+    def count(self, number: int) -> int:
+        """How often a content came before."""
+        if not self._is_known(number) and self._put(number):
             self._filled += 1
             if self._filled > FULLEST * len(self._places):
                 self._grow()
             return 0
-        before = self._again.get(value, 1)
-        self._again[value] = before + 1
+        before = self._again.get(number, 1)
+        self._again[number] = before + 1
         return before
+
+    def _is_known(self, number: int) -> bool:
+        place = bisect_left(self._known, number)
+        return place < len(self._known) and self._known[place] == number
 
     def _put(self, value: int) -> bool:
         """Put a value into its place; False where it is there."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ftjob.plan import DeviceSpec, Machine
 
 # Rows x beams at once.
-AUTO_LANES = MappingProxyType({"cpu": 512, "cuda": 256})
+AUTO_LANES = MappingProxyType({"cpu": 512, "cuda": 1024})
 # Of the rows at once this part enters together: fewer products on a CPU, fuller ones on a GPU.
 AUTO_REFILL = MappingProxyType({"cpu": 2, "cuda": 4})
 # A look at which rows are finished makes a GPU's host wait for the device; on a CPU it is free.

@@ -17,17 +17,18 @@ from typing import Any
 from ftjob.checkpoint.shared import SharedReads
 from ftjob.comm import Pulse
 from ftjob.comm.groups import Wiring
-from ftjob.device import DeviceThread, Failed, Message, Ready
+from ftjob.device import DeviceThread
 from ftjob.ending import close_all, lost_rank, patience, report_trouble
 from ftjob.errors import BUG, DEADLINE, DONE, Cause, cause_of
 from ftjob.feed import Feed
 from ftjob.handout import Handout
 from ftjob.job import Job
-from ftjob.keyset import KeySet
 from ftjob.launch.signals import Signals
 from ftjob.link import Asked, Beat, Closed, Done, Link, Stop, Trouble, Work
+from ftjob.news import Failed, Message, Ready, Warned
 from ftjob.results.folder import RunFolder
 from ftjob.results.journal import JournalWriter
+from ftjob.results.seen import Before
 from ftjob.status import DeviceState, RankStatus
 from ftjob.tasks import make_task
 from ftjob.telemetry import Phases, Progress, RunLog
@@ -39,14 +40,14 @@ GIVE_UP_S = 0.5
 
 
 class Rank:
-    """One attempt of one rank. `done` are the keys answered before; only rank 0 needs them."""
+    """One attempt of one rank. Only rank 0 needs to know what was `before`."""
 
     def __init__(
         self,
         job: Job,
         folder: RunFolder,
         journal: JournalWriter,
-        done: KeySet,
+        before: Before,
         identity: str,
         log: RunLog,
         phases: Phases,
@@ -84,13 +85,13 @@ class Rank:
                 self.task,
                 job.limits(),
                 identity,
-                done,
+                before,
                 phases,
                 link,
                 self._refuse_rows,
             )
             self.handout = Handout(job.plan, job.config.batch, self.feed.requests(), link)
-            self.progress = Progress(None, len(done), job.config.run.progress_s)
+            self.progress = Progress(None, len(before.done), job.config.run.progress_s)
 
     def run(self) -> Cause | None:
         """Work until all rows are done or the job has a cause to end, which is returned. Then the
@@ -112,10 +113,10 @@ class Rank:
 
     def _turn(self) -> None:
         """One look at everything."""
-        for source, message in self.link.poll():
-            self._receive(source, message)
+        self._listen()
         if self.link.rank == 0:
             self._lead()
+            self._listen()  # the work it gave itself must not wait for the next turn
         elif self.signals.first is not None and not self.asked:
             self.asked = True
             self.link.send(0, Asked(self.signals.first))
@@ -128,6 +129,11 @@ class Rank:
         if time.monotonic() >= self.next_heartbeat:
             self.next_heartbeat = time.monotonic() + HEARTBEAT_S
             self.status.write(None, None)
+
+    def _listen(self) -> None:
+        """Act on all messages that have come."""
+        for source, message in self.link.poll():
+            self._receive(source, message)
 
     def _lead(self) -> None:
         """Rank 0: hand out, and see whether the end has come."""
@@ -192,6 +198,9 @@ class Rank:
             self._check_weight_bytes(device)
             text = f"{message.name}: {message.weight_bytes} bytes of weights"
             self.log.write("info", text, device=message.device, phase="load")
+            return
+        if isinstance(message, Warned):
+            self.log.write("warning", message.text, device=message.device, phase="serve")
             return
         chunk = message.chunk
         device.done(chunk, message.tokens, message.seconds)

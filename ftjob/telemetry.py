@@ -64,13 +64,20 @@ class Phases:
     def phase(self, name: str, device: int | None = None) -> Iterator[None]:
         """Time what happens inside as phase `name`; after an error the thread stays in it."""
         start = self.now()
+        try:
+            with self.within(name):
+                yield
+        finally:
+            self.add(name, start, self.now(), device)
+
+    @contextmanager
+    def within(self, name: str) -> Iterator[None]:
+        """What happens inside belongs to phase `name`, which is timed elsewhere; after an error the
+        thread stays in it."""
         me = threading.get_ident()
         before = self._open.get(me)
         self._open[me] = name
-        try:
-            yield
-        finally:
-            self.add(name, start, self.now(), device)
+        yield
         self._open[me] = before
 
     def add(self, name: str, start_s: float, end_s: float, device: int | None = None) -> None:

@@ -24,6 +24,11 @@ from ftjob.tasks.base import NoTokenizer
 
 # model.tokenizer=none: rows are token ids, and so are answers
 NONE = "none"
+# What a folder may hold of a tokenizer, the files that `open_tokenizer` reads among them.
+_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("gpt2-vocab.json", "gpt2-merges.txt", "vocab.json", "merges.txt", "spiece.model"),
+)
 # GPT-2's one special token; its two files do not mark it as such.
 END_OF_TEXT = "<|endoftext|>"
 
@@ -100,9 +105,8 @@ class _None:
 
 def has_tokenizer(checkpoint: Path) -> bool:
     """Whether a checkpoint's folder has one of its own."""
-    return any(
-        (checkpoint / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model")
-    )
+    named = ("tokenizer.json", "vocab.json", "gpt2-vocab.json", "spiece.model")
+    return any((checkpoint / name).is_file() for name in named)
 
 
 def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
@@ -127,6 +131,8 @@ def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
         return _from_files([demo_file(f) for f in BUILTIN_TOKENIZERS[name]], spec)
     place = Path(spec).expanduser() if spec is not None else checkpoint
     assert place is not None
+    if spec is not None and not place.exists():
+        raise CheckpointError(f"model.tokenizer={spec}: is no file, no folder, nor builtin:NAME.")
     whose = str(place) if spec is not None else "of the checkpoint"
     if place.is_file():
         pieces = place.suffix == ".model"
@@ -143,6 +149,21 @@ def open_tokenizer(spec: str | None, checkpoint: Path | None) -> Tokenizer:
         f"{place}: no tokenizer.json, and no vocab.json with merges.txt, and no spiece.model. "
         "Name one with model.tokenizer=PATH, or model.tokenizer=builtin:gpt2."
     )
+
+
+def tokenizer_files(spec: str | None, checkpoint: Path) -> dict[str, Path]:
+    """The files by which `open_tokenizer` would find this tokenizer in another folder: its name
+    there, which is transformers', -> the file, packed where it ends in .gz. Empty for none."""
+    if spec == NONE:
+        return {}
+    if spec is not None and spec.startswith("builtin:"):
+        names = BUILTIN_TOKENIZERS[spec.removeprefix("builtin:")]
+        return {Path(n).name.removesuffix(".gz"): demo_file(n) for n in names}
+    place = Path(spec).expanduser() if spec is not None else checkpoint
+    if place.is_file():
+        return {"spiece.model" if place.suffix == ".model" else "tokenizer.json": place}
+    found = [name for name in _FILES if (place / name).is_file()]
+    return {name.removeprefix("gpt2-"): place / name for name in found}
 
 
 def _from_files(files: list[Path], source: str) -> Tokenizer:

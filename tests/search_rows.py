@@ -218,7 +218,7 @@ def run_slots(
             continue
         for slot in reversed(range(len(at_work))):
             if chosen.finished[slot]:
-                answers[at_work[slot][0]] = search.harvest(slot)
+                (answers[at_work[slot][0]],) = search.harvest([slot])()
                 last = at_work.pop()
                 if slot < len(at_work):
                     search.move([len(at_work)], [slot])

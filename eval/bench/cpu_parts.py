@@ -1,7 +1,7 @@
 """`python -m eval.bench.cpu_parts`: the CPU's fast paths one by one, beside what PyTorch has.
 
 One thread; ours and PyTorch's in turn, round by round, in memory that is warm. The comments of
-`kernels/linear_cpu`, `model/attention` and `decode/logits` rest on it.
+`kernels/linear_cpu`, `decode/steps` and `decode/logits` rest on it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from eval.record import REPORTS, provenance, write_raw
 from eval.render import render
 from ftjob.decode.logits import log_sum_exp, some_highest
+from ftjob.decode.steps import Kept, look
 from ftjob.kernels import linear_cpu
-from ftjob.model.attention import Kept, look
 
 CALLS = 10
 

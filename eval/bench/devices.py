@@ -4,16 +4,13 @@ share. They stay warm between passes.
 
 from __future__ import annotations
 
-import queue
 import re
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 from ftjob.batching import Chunk
-from ftjob.comm import Pulse
-from ftjob.comm.groups import Wiring
-from ftjob.device import Answered, DeviceThread, Failed, Message
+from ftjob.bench.devices import LocalDevices
+from ftjob.handout import chunks_ahead
 from ftjob.job import Job
 from ftjob.telemetry import Phases
 
@@ -33,67 +30,48 @@ class Devices:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._outbox: queue.Queue[Message] = queue.Queue()
-        self._specs = job.plan.of_rank(0)
-        self._threads: list[DeviceThread] = []
+        self.phases = Phases()
+        self._devices: LocalDevices | None = None
 
     def start(self) -> None:
         """Make the threads anew where they have ended: those that generate do with each pass."""
-        if any(thread.is_alive() for thread in self._threads):
-            return
-        halt = threading.Event()
-        pulses = {s.local: Pulse(halt) for s in self._specs}
-        wires = Wiring(self.job.plan, 0, pulses, None, Pulse(halt)).wires
-        self._threads = [
-            DeviceThread(self.job, s, wires[s.local], pulses[s.local], self._outbox, Phases())
-            for s in self._specs
-        ]
-        for thread in self._threads:
-            thread.start()
-        for _ in self._threads:
-            self._get()
+        if self._devices is None:
+            self.phases = Phases()
+            self._devices = LocalDevices(self.job, self.phases)
+            self._devices.start()
 
     def answers(self, formed: Iterator[Chunk]) -> Iterator[tuple[Any, Any]]:
         """Every request of the chunks with its answer, as they come. Scored chunks go out as others
         are answered; those to be continued at once, to the replicas in turn, and then the end."""
-        flying = 0
-        if self.job.plan.generation is not None:
+        devices, plan = self._devices, self.job.plan
+        assert devices is not None
+        if plan.generation is not None:
             for number, chunk in enumerate(formed):
-                self._give(number % self.job.plan.data, chunk)
-                flying += len(chunk.requests)
-            for replica in range(self.job.plan.data):
-                self._give(replica, None)
+                devices.give(number % plan.data, chunk)
+            for replica in range(plan.data):
+                devices.give(replica, None)
         else:
-            for _ in range(self.job.plan.pipeline + 1):
-                for replica in range(self.job.plan.data):
-                    flying += self._next(replica, formed)
-        while flying:
-            message = self._get()
-            if not isinstance(message, Answered) or message.answers is None:
+            for _ in range(chunks_ahead(plan)):
+                for replica in range(plan.data):
+                    _give_next(devices, replica, formed)
+        for done in devices.finished():
+            if done.answers is None:
                 continue
-            flying -= len(message.answers)
-            if self.job.plan.generation is None:
-                flying += self._next(self._specs[message.device].data, formed)
-            yield from zip(message.chunk.requests, message.answers, strict=True)
-        if self.job.plan.generation is not None:
-            for thread in self._threads:
-                thread.join()
+            if plan.generation is None:
+                _give_next(devices, devices.replica_of(done.device), formed)
+            yield from zip(done.chunk.requests, done.answers, strict=True)
+        if plan.generation is not None:
+            self.stop()
 
-    def _next(self, replica: int, formed: Iterator[Chunk]) -> int:
-        """Give a replica the next chunk, if there is one; its number of rows."""
-        chunk = next(formed, None)
-        if chunk is None:
-            return 0
-        self._give(replica, chunk)
-        return len(chunk.requests)
+    def stop(self) -> None:
+        """End the threads."""
+        if self._devices is not None:
+            self._devices.stop()
+            self._devices = None
 
-    def _give(self, replica: int, chunk: Chunk | None) -> None:
-        for thread in self._threads:
-            if thread.spec.data == replica:
-                thread.inbox.put(chunk)
 
-    def _get(self) -> Message:
-        message = self._outbox.get()
-        if isinstance(message, Failed):
-            raise RuntimeError(str(message.cause))
-        return message
+def _give_next(devices: LocalDevices, replica: int, formed: Iterator[Chunk]) -> None:
+    """Give a replica the next chunk, if there is one."""
+    chunk = next(formed, None)
+    if chunk is not None:
+        devices.give(replica, chunk)

@@ -23,9 +23,10 @@ from ftjob.checkpoint.stored import BITS
 from ftjob.comm import Pulse, Solo
 from ftjob.comm.groups import Wires
 from ftjob.config.compose import compose
-from ftjob.device import DeviceThread, Failed, Message, Ready
+from ftjob.device import DeviceThread
 from ftjob.job import Job, prepare
 from ftjob.model.stage import Stage
+from ftjob.news import Failed, Message, Ready
 from ftjob.plan import DeviceSpec, Machine, stage_tensors
 from ftjob.telemetry import Phases
 
@@ -40,8 +41,8 @@ class Member(Solo):
 class Loader(DeviceThread):
     """A device thread that does not warm up: a stage alone cannot score."""
 
-    def _step(self, stage: Stage, chunk: Chunk, phase: str) -> tuple[None, float]:
-        return None, 0.0
+    def _launch(self, stage: Stage, chunk: Chunk) -> None:
+        pass
 
 
 def main() -> int:

@@ -6,10 +6,11 @@ Quality is the share of rows whose last word is right, where a contender says so
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.bench import hf
 from eval.bench.contender import Kinds, Outcome, Runner
 from eval.bench.converted import convert, token_texts
 from eval.bench.devices import Devices, layout_overrides
@@ -26,8 +27,14 @@ ROWS = 512
 
 def load_job(overrides: Sequence[str]) -> tuple[Job, list[ScoreRequest]]:
     """The demo job and its requests, longest row first."""
-    config = compose(["model=demo_gpt", "cluster.device=cpu", f"dataset.limit={ROWS}", *overrides])
-    job = prepare(config, make_machine(config.cluster, World(0, 1, "none"), {}))
+    demo = ("model=demo_gpt", "cluster.device=cpu", f"dataset.limit={ROWS}")
+    return lambada_job([*demo, *overrides], {})
+
+
+def lambada_job(overrides: Sequence[str], env: Mapping[str, str]) -> tuple[Job, list[ScoreRequest]]:
+    """The job of one rank that scores LAMBADA, and its requests, longest row first."""
+    config = compose(overrides)
+    job = prepare(config, make_machine(config.cluster, World(0, 1, "none"), env))
     rows = list(RowSource(config.dataset).rows())
     keys = [str(row.index) for row in rows]
     prepared = make_task(config).prepare(rows, keys, job.tokenizer, job.limits())
@@ -70,21 +77,7 @@ def transformers(size: str) -> Runner:
     model: Any = GPT2LMHeadModel.from_pretrained(job.source.index.folder, dtype=torch.float32)
     model.eval()
 
-    @torch.inference_mode()
-    def run() -> int:
-        right = 0
-        for start in range(0, len(requests), batch):
-            rows = requests[start : start + batch]
-            ids = torch.zeros(len(rows), len(rows[0].ids), dtype=torch.long)
-            for i, r in enumerate(rows):
-                ids[i, : len(r.ids)] = torch.tensor(r.ids)
-            best = model(ids).logits.argmax(-1)
-            for i, r in enumerate(rows):
-                found = best[i, r.target_from - 1 : len(r.ids) - 1].tolist()
-                right += found == r.ids[r.target_from :]
-        return right
-
-    return _runner(requests, run)
+    return _runner(requests, lambda: hf.score(model, requests, batch))
 
 
 def _converted() -> tuple[Path, list[list[str]], list[ScoreRequest]]:

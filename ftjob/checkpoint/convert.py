@@ -6,11 +6,12 @@ tensor, given a manifest, and only then gets its own name.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -40,17 +41,13 @@ from ftjob.plan import layer_spans
 
 Target = Literal["hf", "fastertransformer", "megatron"]
 _CPU = torch.device("cpu")
-# What is taken over as it is, where it lies beside the source.
-_TOKENIZERS = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("vocab.json", "merges.txt", "gpt2-vocab.json", "gpt2-merges.txt", "spiece.model"),
-)
 _WORDS = MappingProxyType({"f32": "F32", "f16": "F16", "bf16": "BF16"})
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is converted into what. `dtype` is auto or a word of model.dtype."""
+    """What is converted into what. `dtype` is auto or a word of model.dtype; `tokenizer` are the
+    files that go along, by their names there, packed where they end in .gz."""
 
     index: CheckpointIndex
     arch: Arch
@@ -61,6 +58,7 @@ class Conversion:
     tensor: int
     pipeline: int
     dtype: str
+    tokenizer: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -92,7 +90,7 @@ def convert(work: Conversion, told: Callable[[str, int], None]) -> Path:
         CheckpointError: where the source changed meanwhile, or what is read back differs.
     """
     _check(work)
-    partial = work.out.with_name(f".{work.out.name}.partial-{os.getpid()}")
+    partial = work.out.with_name(f"{_partial(work.out)}{os.getpid()}")
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -118,6 +116,16 @@ def convert(work: Conversion, told: Callable[[str, int], None]) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
     (work.out / UNFINISHED_NAME).unlink()
     return work.out / inside.relative_to(partial)
+
+
+def _partial(out: Path) -> str:
+    """What the name of an unfinished folder begins with."""
+    return f".{out.name}.partial-"
+
+
+def leftovers(out: Path) -> list[Path]:
+    """The unfinished folders that conversions to `out` left, those that still run among them."""
+    return sorted(f for f in out.parent.iterdir() if f.name.startswith(_partial(out)))
 
 
 def _check(work: Conversion) -> None:
@@ -168,9 +176,9 @@ def _write(work: Conversion, folder: Path, told: Callable[[str, int], None]) -> 
             args = megatron_args(work.arch, dtype, work.tensor, work.pipeline)
             write_megatron(writing, inside, work.tensor, stages, args)
     _write_generation(work, inside)
-    for name in _TOKENIZERS:
-        if (work.index.folder / name).is_file():
-            shutil.copyfile(work.index.folder / name, inside / name)
+    for name, file in work.tokenizer.items():
+        data = file.read_bytes()
+        (inside / name).write_bytes(gzip.decompress(data) if file.suffix == ".gz" else data)
     return inside
 
 

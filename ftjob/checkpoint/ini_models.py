@@ -63,6 +63,11 @@ def gpt_config(section: Section, known: Known, exact: bool) -> Model:
     if true < vocab:
         remarks["padding of the vocabulary"] = f"{vocab - true} rows, never emitted"
         vocab = true
+    elif vocab % 128 == 0 and not (exact or known.vocab or known.padded(vocab)):
+        remarks["padding of the vocabulary"] = (
+            f"unknown: all {vocab} rows that config.ini states can be emitted; model.arch.vocab or "
+            "the tokenizer says which stand for tokens"
+        )
     config: dict[str, Any] = {
         "model_type": "gpt2",
         "n_layer": section.size("num_layer"),
@@ -131,6 +136,10 @@ def t5_config(sections: Mapping[str, Section]) -> Model:
     for key in _T5_PLAIN:
         if key in decoder.values and decoder.plain(key) is not None:
             config[key] = decoder.plain(key)
+    proj, act = (str(config.get(k, "")) for k in ("feed_forward_proj", "dense_act_fn"))
+    if proj and act and proj.removeprefix("gated-").split("_")[0] != act.split("_")[0]:
+        # FasterTransformer read the first, transformers goes by the second, which is derived
+        raise decoder.refuse("feed_forward_proj", f"disagrees with dense_act_fn={act}")
     if (tasks := decoder.mapping("task_specific_params")) is not None:
         config["task_specific_params"] = tasks
     _set_gate(config, structure)

@@ -28,6 +28,13 @@ EMBEDDING, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 # Tensors of a row a word, whose padding makes them divide.
 PADDED = ("wte.weight", "lm_head.weight")
 _HEAD_COPY = "word_embeddings_for_head.weight"
+# The optimizer of Megatron's first versions saved an object, of a module that moved twice since;
+# Megatron-LM's load_checkpoint still lists the old places.
+LOSS_SCALERS = frozenset(
+    f"{module}.loss_scaler.{kind}"
+    for module in ("fp16", "megatron.fp16", "megatron.fp16_deprecated")
+    for kind in ("LossScaler", "DynamicLossScaler")
+)
 
 
 def gpt_forms(version: int) -> tuple[Form, ...]:
@@ -71,10 +78,10 @@ def open_megatron(folder: Path, home: Path, known: Known) -> CheckpointIndex:
     files = rank_files(folder)
     ways, stages = (1 + max(place[i] for place in files) for i in (0, 1))
     opened = {place: read_torch_file(file) for place, file in files.items()}
-    version = version_of(opened, ORDERS)
     first = opened[0, 0]
     for each in opened.values():
-        each.refuse_stubs(lambda key: key == "args" or "rng" in key)
+        each.refuse_stubs(lambda key: key == "args" or "rng" in key, LOSS_SCALERS)
+    version = version_of(opened, ORDERS)
     args = read_args(first)
     trees = {place: model_of(each) for place, each in opened.items()}
     layers, before = _layers(trees, files, stages)

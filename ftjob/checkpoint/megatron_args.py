@@ -37,6 +37,7 @@ _USUAL_WORDS: Mapping[str, str] = MappingProxyType(
     {"position_embedding_type": "learned_absolute", "normalization": "LayerNorm"}
 )
 _DEFAULT_EPS = 1e-5
+_PADDED_TO = 128  # Megatron's default of make_vocab_size_divisible_by
 # An argument of our own, written by `convert`: Megatron's args know only the padded vocabulary.
 TRUE_VOCAB = "ftjob_vocab_size"
 
@@ -49,10 +50,10 @@ def read_args(opened: TorchFile) -> dict[str, Any]:
     """
     args = opened.root.get("args")
     values = args.state if isinstance(args, Stub) else args
-    if values is None:
+    if args is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
-        raise CheckpointError(f"{opened.file}: args are no named values")
+        raise CheckpointError(f"{opened.file}: args={shown(args)} are no named values")
     return values
 
 
@@ -80,26 +81,34 @@ def gpt_config(
                 f"{file}: args.{name}={shown(args[name])}, but the tensors say {size}"
             )
     heads = args.get("num_attention_heads", known.heads)
-    if type(heads) is not int or not 1 <= heads <= 1 << 16:
+    if heads is not None and (type(heads) is not int or not 1 <= heads <= 1 << 16):
+        raise CheckpointError(
+            f"{file}: args.num_attention_heads={shown(heads)} must be a whole number of at least 1"
+        )
+    if heads is None:
         raise CheckpointError(
             f"{file}: does not say how many heads the model has; give model.arch.heads=N, or a "
             "model of conf/model that fits, such as model=gpt345m"
         )
     hidden = sizes["hidden_size"]
+    whose = "args.num_attention_heads" if "num_attention_heads" in args else "model.arch.heads"
     if hidden % heads or args.get("kv_channels") not in (None, hidden // heads):
         raise CheckpointError(
-            f"{file}: {heads} heads of {shown(args.get('kv_channels') or hidden / heads)} do not "
-            f"make the hidden size of {hidden}"
+            f"{file}: {heads} heads ({whose}) of "
+            f"{shown(args.get('kv_channels') or hidden / heads)} do not make the hidden size of "
+            f"{hidden} that the tensors say"
         )
     # Megatron's fused bias and GELU, its default, is the tanh form; unfused it is the exact one.
     exact = args.get("bias_gelu_fusion") is False and not args.get("openai_gelu")
     eps = args.get("layernorm_epsilon", args.get("norm_epsilon", _DEFAULT_EPS))
     if type(eps) is not float or not 0 < eps < 1:
-        raise CheckpointError(f"{file}: args.layernorm_epsilon={shown(eps)} must be above 0")
+        raise CheckpointError(
+            f"{file}: args.layernorm_epsilon={shown(eps)} must be above 0, below 1"
+        )
     rows, remarks = sizes["padded_vocab_size"], {}
     if "layernorm_epsilon" not in args and "norm_epsilon" not in args:
         remarks["layernorm eps"] = "1e-05, Megatron's own default: the checkpoint states none"
-    vocab = _true_vocab(args, rows, known)
+    vocab = _true_vocab(args, rows, known, file)
     if vocab < rows:
         remarks["padding of the vocabulary"] = f"{rows - vocab} rows, never emitted"
     return {
@@ -116,10 +125,23 @@ def gpt_config(
     }, remarks
 
 
-def _true_vocab(args: Mapping[str, Any], rows: int, known: Known) -> int:
+def _true_vocab(args: Mapping[str, Any], rows: int, known: Known, file: Path) -> int:
     """The rows that stand for tokens: as many as the configuration says, else `convert` wrote, else
-    the tokenizer has, else the args say, else all."""
+    the tokenizer has, else the args say; all where Megatron cannot have padded to their number.
+
+    Raises:
+        CheckpointError: where it can have, for what pads would be emitted like any token.
+    """
     for vocab in (known.vocab, args.get(TRUE_VOCAB), known.padded(rows), args.get("vocab_size")):
         if type(vocab) is int and 0 < vocab <= rows:
             return vocab
+    multiple = args.get("make_vocab_size_divisible_by", _PADDED_TO)
+    if type(multiple) is not int or multiple < 1:
+        multiple = _PADDED_TO
+    if multiple > 1 and rows % multiple == 0:
+        raise CheckpointError(
+            f"{file}: the vocabulary's {rows} rows are padded to a multiple of {multiple}, and "
+            "nothing says how many stand for tokens; give model.arch.vocab=N, or the model's own "
+            "tokenizer with model.tokenizer=PATH"
+        )
     return rows

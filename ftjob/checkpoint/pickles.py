@@ -26,14 +26,20 @@ class Name:
 
     full: str
 
+    def __str__(self) -> str:
+        return f"the class {self.full}"
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, repr=False)
 class Stub:
     """An object that is not made: the name of its class or function, its arguments and state."""
 
     name: str
     arguments: Any
     state: Any = None
+
+    def __repr__(self) -> str:
+        return f"an object of {self.name}"
 
 
 def read_pickle(
@@ -230,7 +236,8 @@ def plain_key(key: Any) -> Any:
     """A key that can be hashed at once: hashing deep tuples could exhaust the stack."""
     parts = key if isinstance(key, tuple) else (key,)
     if not all(part is None or isinstance(part, (str, bytes, int, float)) for part in parts):
-        raise ValueError(f"a {type(key).__name__} as a key")
+        named = next((p for p in parts if isinstance(p, (Name, Stub))), None)
+        raise ValueError(f"{named or f'a {type(key).__name__}'} as a key")
     return key
 
 

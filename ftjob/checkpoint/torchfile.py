@@ -12,7 +12,7 @@ import os
 import struct
 import zipfile
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -92,9 +92,11 @@ class TorchFile:
         offset = self.places[view.storage.key] + view.offset * BITS[view.dtype] // 8
         return StoredTensor(self.file, name, view.shape, view.dtype, offset)
 
-    def refuse_stubs(self, inert: Callable[[str], bool] = lambda _: False) -> None:
-        """Refuse objects of classes other than torch's own, but where `inert` says that the key of
-        the root they lie under is never looked at.
+    def refuse_stubs(
+        self, inert: Callable[[str], bool] = lambda _: False, known: Collection[str] = ()
+    ) -> None:
+        """Refuse objects of classes other than torch's own, but for those named in `known`, and
+        where `inert` says that the key of the root they lie under is never looked at.
 
         Raises:
             CheckpointError: with the class and the place in the tree.
@@ -102,9 +104,12 @@ class TorchFile:
         for path, value in _walk(self.root, inert):
             if isinstance(value, (Stub, Name)):
                 full = value.name if isinstance(value, Stub) else value.full
+                if full in known and isinstance(value, Stub):
+                    continue
                 raise CheckpointError(
                     f"{self.file}: {shown(path)} is an object of {shown(full)}: only tensors, "
-                    "numbers, text and containers are read, and nothing is executed"
+                    "numbers, text and containers are read, and nothing is executed; a copy saved "
+                    "without it can be read"
                 )
 
 
@@ -150,7 +155,10 @@ def read_torch_file(file: Path) -> TorchFile:
         *(zipfile.BadZipFile, NotImplementedError, RuntimeError),
     ) as error:
         size = file.stat().st_size
-        raise CheckpointError(f"{file}: not a whole torch file ({size} bytes): {error}") from None
+        # zipfile's words for an archive cut short, which this one began as
+        cut = str(error) == "File is not a zip file"
+        reason = "the archive's table, which is its end, is missing" if cut else error
+        raise CheckpointError(f"{file}: not a whole torch file ({size} bytes): {reason}") from None
 
 
 def _read_zip(file: Path, opened: BinaryIO, size: int) -> TorchFile:

@@ -76,6 +76,14 @@ class Pulse:
             Halted: where the rank has given up.
         """
         self._last = time.monotonic()
+        self.check()
+
+    def check(self) -> None:
+        """No sign of life, for a wait that may have no end.
+
+        Raises:
+            Halted: where the rank has given up.
+        """
         if self._halt.is_set():
             raise Halted
 

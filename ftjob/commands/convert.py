@@ -20,7 +20,8 @@ from ftjob.commands.settings import settings_page
 from ftjob.config import JobConfig
 from ftjob.config.compose import compose
 from ftjob.errors import ConfigError
-from ftjob.job import ModelSource, known_of, model_of
+from ftjob.job import ModelSource, check_words, known_of, model_of
+from ftjob.tokenizer import open_tokenizer, tokenizer_files
 
 
 def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
@@ -39,9 +40,13 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
         )
     source = open_source(config)
     assert source.index is not None
-    check_manifest(source.index.folder)
+    if config.model.verify:
+        check_manifest(source.index.folder)
+    spec, folder = config.model.tokenizer, source.index.folder
+    if spec is not None:
+        check_words(open_tokenizer(spec, folder), source.arch.vocab)
     # what torch takes to import is not spent on a refusal
-    from ftjob.checkpoint.convert import Conversion, convert
+    from ftjob.checkpoint.convert import Conversion, convert, leftovers
 
     work = Conversion(
         source.index,
@@ -53,6 +58,7 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
         config.convert.tensor,
         config.convert.pipeline,
         config.convert.dtype,
+        tokenizer_files(spec, folder),
     )
     started = time.monotonic()
     where = convert(work, _progress(work.bytes, config.run.progress_s))
@@ -65,6 +71,8 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
         "checked whenever the folder is run\n"
         f"run it     python -m ftjob model={source.arch.family} model.checkpoint={where}"
     )
+    for path in leftovers(work.out):
+        print(f"left over  {path}: remove it, unless that conversion still runs")
     return 0
 
 
@@ -87,15 +95,19 @@ def open_source(config: JobConfig) -> ModelSource:
 
 
 def _progress(total: int, each_s: float) -> Callable[[str, int], None]:
-    """Writes a line to stderr as often as a run does."""
+    """Writes a line to stderr as often as a run does; one that is rewritten every second where
+    stderr is a terminal."""
     done = {"write": 0, "compare": 0}
+    terminal = sys.stderr.isatty()
+    wait, end = (min(1.0, each_s), "\r") if terminal else (each_s, "\n")
     last = time.monotonic()
 
     def told(step: str, count: int) -> None:
         nonlocal last
         done[step] += count
-        if time.monotonic() - last >= each_s:
+        if time.monotonic() - last >= wait:
             last = time.monotonic()
-            print(f"convert: {step} {size(done[step])} of {size(total)}", file=sys.stderr)
+            line = f"convert: {step} {size(done[step])} of {size(total)}"
+            print(f"{line:<60}" if terminal else line, end=end, file=sys.stderr, flush=True)
 
     return told

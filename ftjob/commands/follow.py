@@ -14,13 +14,13 @@ from ftjob.config import build
 from ftjob.ending import await_leader, lost_rank, report_trouble
 from ftjob.errors import Cause, CheckpointError, RunFolderError, WrongWorld, cause_of
 from ftjob.job import identity_hash, prepare
-from ftjob.keyset import KeySet
 from ftjob.launch.ranks import CONNECT_S, hello, open_link
 from ftjob.launch.signals import Signals
 from ftjob.launch.world import World, set_thread_environment
 from ftjob.link import Closed, Leave, Link, Start, Stop
 from ftjob.results.folder import RunFolder
 from ftjob.results.journal import JournalWriter
+from ftjob.results.seen import Before
 from ftjob.telemetry import Phases, RunLog
 
 
@@ -77,7 +77,7 @@ def _work(world: World, start: Start, link: Link, signals: Signals) -> Cause | N
         from ftjob.rank import Rank
     log = RunLog(folder.file(f"logs/rank{world.rank:04d}.log"), world.rank)
     journal = JournalWriter(folder, world.rank, start.attempt, start.identity, start.fences)
-    rank = Rank(job, folder, journal, KeySet(), start.identity, log, phases, signals, link)
+    rank = Rank(job, folder, journal, Before(), start.identity, log, phases, signals, link)
     cause = rank.run()
     if cause is not None:
         log.write("error", str(cause))

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 from ftjob.checkpoint.manifest import check_manifest
 from ftjob.commands.follow import follow
@@ -31,7 +32,6 @@ from ftjob.errors import (
     cause_of,
 )
 from ftjob.job import Job, identity_hash, prepare
-from ftjob.keyset import KeySet
 from ftjob.launch.attend import attend
 from ftjob.launch.ranks import (
     CONNECT_S,
@@ -60,9 +60,11 @@ from ftjob.results.folder import (
 )
 from ftjob.results.journal import History, JournalWriter, read_history
 from ftjob.results.page import render_terminal
+from ftjob.results.seen import Before, Seen, read_seen
 from ftjob.results.statuses import idle_device
 from ftjob.results.summary import Score, collect, finish, write_report
 from ftjob.tasks import make_task
+from ftjob.tasks.files import Fingerprint, fingerprint
 from ftjob.tasks.rows import RowSource
 from ftjob.telemetry import Phases, RunLog
 
@@ -136,9 +138,12 @@ def run(
         job = prepare(config, machine)
         if job.source.index is not None and config.model.verify:
             check_manifest(job.source.index.folder)
-        _refuse_split_over_gpus(job)
+        refuse_split_over_gpus(job)
         _check_expectations(config)
-        RowSource(config.dataset).check()
+        data = fingerprint(RowSource(config.dataset).files())
+        seen = _seen(job, data)
+        if seen is None:  # else an attempt checked these very bytes
+            RowSource(config.dataset).check()
         folder = open_folder(config.run.dir, config.run.name or config.model.name, datetime.now())
         signals.remember()  # from here on a stop leaves a status
         history = _claim(folder, job)
@@ -175,9 +180,9 @@ def run(
         log.write("warning", f"{path.name}: a torn last line was cut off; its rows run again")
     if len(history.entries):
         log.write("note", f"resuming {folder.path}: {len(history.entries)} rows are done")
-    done, fences = history.keys(), history.fences
-    del history  # of millions of rows it is the largest thing here
-    cause, score = _work(job, folder, done, fences, log, phases, signals, link)
+    before, fences = Before(history.keys(), seen, data), history.fences
+    del history, seen  # of millions of rows these are the largest things here
+    cause, score = _work(job, folder, before, fences, log, phases, signals, link)
     with link.keepalive():
         results = finish(folder, score)
         write_report(folder, results)
@@ -195,7 +200,7 @@ def run(
 def _work(
     job: Job,
     folder: RunFolder,
-    done: KeySet,
+    before: Before,
     fences: dict[str, int],
     log: RunLog,
     phases: Phases,
@@ -207,7 +212,7 @@ def _work(
         from ftjob.rank import Rank
     identity = identity_hash(job.identity())
     journal = JournalWriter(folder, phases.rank, phases.attempt, identity, fences)
-    rank = Rank(job, folder, journal, done, identity, log, phases, signals, link)
+    rank = Rank(job, folder, journal, before, identity, log, phases, signals, link)
     cause = rank.run()
     newest = max(folder.attempts())
     if newest > phases.attempt:  # we were thought dead; what we say now would contradict it
@@ -239,6 +244,14 @@ def _second_thoughts(
     return cause
 
 
+def _seen(job: Job, data: Fingerprint | None) -> Seen | None:
+    """What earlier attempts in run.dir saw of the data set."""
+    wanted = job.config.run.dir
+    if wanted is None or data is None:
+        return None
+    return read_seen(RunFolder(Path(wanted).expanduser()), identity_hash(job.identity()), data)
+
+
 def _check_expectations(config: JobConfig) -> None:
     """dataset.expect gives least values: of a metric where less is better it would say nothing."""
     metrics = make_task(config).metrics
@@ -251,7 +264,7 @@ def _check_expectations(config: JobConfig) -> None:
             )
 
 
-def _refuse_split_over_gpus(job: Job) -> None:
+def refuse_split_over_gpus(job: Job) -> None:
     """What this version does not run is refused by name, before anything starts."""
     plan = job.plan
     if plan.machine.device != "cpu" and plan.tensor * plan.pipeline > 1:

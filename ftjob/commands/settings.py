@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from types import MappingProxyType
 
+from ftjob.checkpoint.fastertransformer import CONFIG_NAME
 from ftjob.checkpoint.ini import Section, read_ini
 from ftjob.commands.layout import columns
-from ftjob.config.old_settings import names, translate
+from ftjob.config.old_settings import BY_CONVENTION, FT_CONVENTION, names, translate
 from ftjob.config.pbtxt import Message, parse_pbtxt
 from ftjob.errors import CheckpointError
 
 _LARGEST = 1 << 20
+_ROWS = MappingProxyType(
+    {
+        f"model={family}": f"Add the rows to run: dataset={dataset} dataset.path=FILE."
+        for family, dataset in (("gpt2", "prompts"), ("t5", "translation"))
+    }
+)
 
 
 def settings_page(file: Path) -> str:
@@ -28,12 +36,19 @@ def settings_page(file: Path) -> str:
     lines = translate(settings)
     found = [line.override for line in lines if line.override]
     chosen = [o for o in found if o.startswith("model=")] or [f"model={family}"]
-    overrides = dict.fromkeys([*chosen, *found])
-    command = " ".join(["python -m ftjob", *map(shlex.quote, overrides)])
     rows = [["setting", "override", "remark"]]
     rows += [[f"{x.name}={x.value}", x.override or "-", x.remark or "-"] for x in lines]
+    if any(o.partition("=")[0] in BY_CONVENTION for o in found):
+        found.append(FT_CONVENTION)
+        remark = "FasterTransformer's rules where transformers has others"
+        rows.append(["all of these", FT_CONVENTION, remark])
+    if file.name == CONFIG_NAME and any(file.parent.glob("*.bin")):
+        found.append(f"model.checkpoint={file.parent}")
+        rows.append(["the folder", found[-1], "weights lie beside the file"])
+    overrides = dict.fromkeys([*chosen, *found])
+    command = " ".join(["python -m ftjob", *map(shlex.quote, overrides)])
     more = f"\n{dumped} more keys are a dump of transformers' configuration.\n" if dumped else ""
-    return f"{command}\n\n" + "\n".join(columns(rows)) + f"\n{more}"
+    return f"{command}\n\n" + "\n".join(columns(rows)) + f"\n{more}\n{_ROWS[chosen[0]]}\n"
 
 
 def read_settings(file: Path) -> tuple[dict[str, str], str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from ftjob.config.dataset import check_dataset
@@ -19,6 +19,7 @@ from ftjob.config.shape import check_model_shape
 from ftjob.errors import ConfigError, nearest
 
 T = TypeVar("T")
+LONGEST = 200  # characters of a value that a message shows
 
 
 def build(values: Mapping[str, Any]) -> JobConfig:
@@ -62,8 +63,9 @@ def checked(leaf: Key, value: Any) -> Any:
     Raises:
         ConfigError: with key, value, what is allowed and the nearest legal choice.
     """
-    for option in union_options(leaf.type):
-        fits, converted = _convert(option, value)
+    options = union_options(leaf.type)
+    for option in options:
+        fits, converted = _convert(option, value, _numbers(options))
         if not fits:
             continue
         if converted is not None and leaf.rule and not leaf.rule.test(converted):
@@ -75,11 +77,17 @@ def checked(leaf: Key, value: Any) -> Any:
     raise ConfigError(f"{leaf.name}={_show(value)}: must be {leaf.type_text} ({leaf.doc}).{hint}")
 
 
-def _convert(kind: Any, value: Any) -> tuple[bool, Any]:
-    """Whether `value` fits the non-union type `kind`, and the value in that type."""
+def _numbers(options: Sequence[Any]) -> bool:
+    """Whether one of these types has numbers, so that none is meant as text."""
+    return any(o in (int, float) or get_origin(o) is tuple for o in options)
+
+
+def _convert(kind: Any, value: Any, numbers: bool = False) -> tuple[bool, Any]:
+    """Whether `value` fits the non-union type `kind`, and the value in that type. With `numbers` a
+    number is no text."""
     origin = get_origin(kind)
     if len(options := union_options(kind)) > 1:
-        tried = [_convert(option, value) for option in options]
+        tried = [_convert(option, value, _numbers(options)) for option in options]
         return next((found for found in tried if found[0]), (False, None))
     if origin is Literal:
         return value in get_args(kind) and isinstance(value, str), value
@@ -102,7 +110,7 @@ def _convert(kind: Any, value: Any) -> tuple[bool, Any]:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool) and not _wide(value), value
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return True, str(value)  # model.revision=12345 and run.name=7 are words to the user
+        return not numbers, str(value)  # model.revision=12345 and run.name=7 are words to the user
     return isinstance(value, kind), value
 
 
@@ -119,4 +127,5 @@ def _wide(value: int) -> bool:
 
 
 def _show(value: Any) -> str:
-    return "null" if value is None else str(value)
+    text = "null" if value is None else str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -94,6 +94,11 @@ def _check_task(config: JobConfig) -> None:
         )
     if data.task == "prompts" and data.path is None and data.hub is None:
         raise ConfigError("dataset.task=prompts has no rows: give dataset.path=FILE.")
+    if data.task == "prompts" and data.column in ("id", "prompt_ids"):
+        raise ConfigError(
+            f"dataset.column={data.column}: has a meaning of its own there. Token ids need no such "
+            "key; a text is in dataset.column=prompt or another column."
+        )
     if data.task == "translation":
         if data.path is None and data.hub is None and data.sacrebleu is None:
             raise ConfigError(

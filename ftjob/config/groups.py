@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
+from ftjob.config.bench import BenchConfig
 from ftjob.config.cluster import MOST_DEVICES
 from ftjob.config.cluster import ClusterConfig as ClusterConfig
 from ftjob.config.convert import ConvertConfig
@@ -190,7 +191,7 @@ class BatchConfig:
     lanes: Literal["auto"] | int = key(
         "auto",
         "rows x beams that a replica decodes at once, fewer where memory is short; at least beams "
-        "x pipeline, a row a stage; auto is 512 on CPU, 256 on GPU, or as many as that",
+        "x pipeline, a row a stage; auto is 512 on CPU, 1024 on GPU, or as many as that",
         rule=at_least(1),
     )
     stop_every: Literal["auto"] | int = key(
@@ -253,6 +254,7 @@ class JobConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
 
     def as_dict(self) -> dict[str, Any]:

@@ -39,6 +39,14 @@ def positive(high: int) -> Rule:
     return Rule(f"above 0, at most {high}", lambda v: isinstance(v, str) or 0 < v <= high)
 
 
+def each(rule: Rule) -> Rule:
+    """The rule for a number, or for every number of a list."""
+    return Rule(
+        rule.text,
+        lambda v: all(map(rule.test, v)) if isinstance(v, tuple) else rule.test(v),
+    )
+
+
 FINITE = Rule("finite numbers", lambda v: all(map(math.isfinite, v.values())))
 
 

@@ -15,6 +15,10 @@ from ftjob.config.old_names import OLD_NAMES
 
 _FROM_FILES = "read from the checkpoint"
 _NOT_READ = "has no meaning here"
+_NO_TABLES = "prompt tables are not read"
+_NO_SESSIONS = "there are no sessions: a row is whole"
+_NO_EXPERTS = "mixtures of experts are not read"
+_FLAG = "a flag of its converters"
 # What `old_names` does not answer on the command line: name -> (key or "", remark).
 MORE_NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -46,7 +50,7 @@ MORE_NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "decoder_start_token_id": ("", _FROM_FILES),
         "eos_token_id": ("", _FROM_FILES),
         "layernorm_eps": ("", f"{_FROM_FILES}; the old converters' 1e-6 runs as 1e-5"),
-        "weight_data_type": ("", f"{_FROM_FILES}; model.dtype may differ from it"),
+        "weight_data_type": ("", f"{_FROM_FILES}; model.dtype may differ; convert.dtype writes it"),
         "layernorm_type": ("", f"{_FROM_FILES}; only pre_layernorm"),
         "activation_type": ("", f"{_FROM_FILES}; Gelu or Relu"),
         "model_variant": ("", "OPT and BLOOM are not read"),
@@ -59,17 +63,42 @@ MORE_NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "context_log_probs": ("decode.prompt_logprob", ""),
         "is_return_context_embeddings": ("", "not reported"),
         "context_embeddings": ("", "not reported"),
-        "session_len": ("", "there are no sessions: a row is whole"),
+        "session_len": ("", _NO_SESSIONS),
+        "START": ("", _NO_SESSIONS),
+        "END": ("", _NO_SESSIONS),
+        "continue_gen": ("", _NO_SESSIONS),
         "memory_len": ("", "there is no circular cache"),
         "decoupled": ("", "there is no streaming: answers are rows of samples.jsonl"),
-        "num_tasks": ("", "prompt tables are not read"),
-        "prompt_learning_type": ("", "prompt tables are not read"),
-        "prompt_learning_start_id": ("", "prompt tables are not read"),
-        "prompt_learning_task_name_ids": ("", "prompt tables are not read"),
+        "input_ids": ("", "a row's prompt_ids, or made of its text"),
+        "INPUT_ID": ("", "a row's prompt_ids, or made of its text"),
+        "input_lengths": ("", "each row has its own length"),
+        "sequence_length": ("", "each row has its own length"),
+        "REQUEST_INPUT_LEN": ("", "each row has its own length"),
+        "REQUEST_OUTPUT_LEN": ("decode.max_new_tokens", "a row's own max_new_tokens comes first"),
+        "num_tasks": ("", _NO_TABLES),
+        "task_name": ("", _NO_TABLES),
+        "prompt_length": ("", _NO_TABLES),
+        "prompt_learning_type": ("", _NO_TABLES),
+        "prompt_learning_start_id": ("", _NO_TABLES),
+        "prompt_learning_task_name_ids": ("", _NO_TABLES),
+        "request_prompt_embedding": ("", _NO_TABLES),
+        "request_prompt_lengths": ("", _NO_TABLES),
+        "request_prompt_type": ("", _NO_TABLES),
         "ia3_tasks": ("", "IA3 is not read"),
         "ia3_num_tasks": ("", "IA3 is not read"),
         "has_adapters": ("", "adapters are not read"),
         "adapter_inter_size": ("", "adapters are not read"),
+        "adapter_norm_position": ("", "adapters are not read"),
+        "gpt_with_moe": ("", _NO_EXPERTS),
+        "expert_num": ("", _NO_EXPERTS),
+        "moe_k": ("", _NO_EXPERTS),
+        "moe_layers": ("", _NO_EXPERTS),
+        "rotary_embedding": ("", "GPT-J and GPT-NeoX are not read"),
+        "use_gptj_residual": ("", "GPT-J and GPT-NeoX are not read"),
+        "has_positional_encoding": ("", f"{_FROM_FILES}; only true"),
+        "has_pre_decoder_layernorm": ("", f"{_FROM_FILES}; only false"),
+        "has_post_decoder_layernorm": ("", f"{_FROM_FILES}; only true"),
+        "use_attention_linear_bias": ("", f"{_FROM_FILES}; only false"),
         "t5_with_bias": ("", f"{_FROM_FILES}; only false"),
         "use_gated_activation": ("", _FROM_FILES),
         "position_embedding_type": ("", f"{_FROM_FILES}; only relative"),
@@ -78,10 +107,23 @@ MORE_NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "relative_attention_num_buckets_or_max_pos_seq_len": ("", _FROM_FILES),
         "instance_group": ("parallel.data", "replicas, a process for each node; auto"),
         "dynamic_batching": ("", "the whole data set is at hand: nothing waits for requests"),
+        "in_file": ("model.checkpoint", _FLAG),
+        "saved_dir": ("convert.out", _FLAG),
+        "infer_gpu_num": ("convert.tensor", _FLAG),
+        "inference_tensor_para_size": ("convert.tensor", _FLAG),
     }
 )
 _DTYPES = MappingProxyType({"fp32": "f32", "fp16": "f16", "bf16": "bf16"})
-_FAMILIES = MappingProxyType({"GPT": "gpt2", "T5": "t5"})
+# What model_type is in config.pbtxt, and in the config.ini of a T5, a dump of transformers' keys.
+_FAMILIES = MappingProxyType({"GPT": "gpt2", "T5": "t5", "t5": "t5", "mt5": "t5"})
+_FLAGS = ("decode.token_logprobs", "decode.prompt_logprob")
+_BEAMS_ONLY = ("decode.length_penalty", "decode.beam_search_diversity_rate")
+# Options by which the two conventions come to different answers: README's table of options.
+BY_CONVENTION = (
+    *("decode.beams", "decode.top_p", "decode.temperature", "decode.repetition_penalty"),
+    *("decode.presence_penalty", *_BEAMS_ONLY),
+)
+FT_CONVENTION = "decode.convention=ft"
 # Keys whose value is a number that means the same; the neutral one needs no override.
 _NUMBERS: Mapping[str, float | None] = MappingProxyType(
     {
@@ -89,7 +131,7 @@ _NUMBERS: Mapping[str, float | None] = MappingProxyType(
         **{"decode.beams": 1, "decode.length_penalty": None, "plan.input_len": None},
         **{"decode.temperature": 1, "decode.repetition_penalty": 1, "decode.presence_penalty": 0},
         **{"decode.min_length": 0, "decode.beam_search_diversity_rate": 0, "decode.seed": None},
-        **{"decode.top_p_decay": 1, "decode.top_p_min": None},
+        **{"decode.top_p_decay": 1, "decode.top_p_min": None, "decode.top_p_reset": -1},
         **{"decode.start_id": None, "decode.end_id": None},
     }
 )
@@ -139,15 +181,17 @@ def _override(
         return None, "the checkpoint says it" if "arch" in key else "auto"
     if key in ("decode.top_k", "decode.top_p"):
         return _nucleus(name, value, key, settings)
-    if name == "return_log_probs" or name == "is_return_log_probs":
+    if key in _FLAGS:
         return f"{key}={'true' if value.lower() in ('true', '1') else 'false'}", ""
     if key not in _NUMBERS:
         return None, ""
     number = _number(value)
     if number is None:
         return None, "is no number"
-    if key == "decode.length_penalty" and (_number(settings.get("beam_width", "1")) or 1) <= 1:
+    if key in _BEAMS_ONLY and not _beams(settings):
         return None, "for beams only"
+    if key in ("decode.top_p_decay", "decode.top_p_reset") and _top(settings, name)[0]:
+        return None, "for rows without top_k"
     return (None, "as by default") if number == _NUMBERS[key] else (f"{key}={value}", "")
 
 
@@ -155,15 +199,27 @@ def _nucleus(
     name: str, value: str, key: str, settings: Mapping[str, str]
 ) -> tuple[str | None, str]:
     """top_k and top_p, which decide together whether anything is drawn."""
-    prefix = "runtime_" if name.startswith("runtime_") else ""
-    k, p = (_number(settings.get(f"{prefix}top_{n}", "0")) for n in "kp")
+    k, p = _top(settings, name)
     if k is None or p is None:
         return None, "is no number"
+    if _beams(settings):
+        return None, "a beam search draws nothing"
     if k == 1 or (k == 0 and p == 0):
         return None, "greedy, as by default"
     if key == "decode.top_p" and p == 0:
         return f"{key}=1.0", ""
     return f"{key}={value}", ""
+
+
+def _top(settings: Mapping[str, str], name: str) -> tuple[float | None, float | None]:
+    """top_k and top_p by the names of the same time as `name`."""
+    prefix = "runtime_" if name.startswith("runtime_") or "runtime_top_k" in settings else ""
+    k, p = (_number(settings.get(f"{prefix}top_{n}", "0")) for n in "kp")
+    return k, p
+
+
+def _beams(settings: Mapping[str, str]) -> bool:
+    return (_number(settings.get("beam_width", "1")) or 1) > 1
 
 
 def _number(text: str) -> float | None:

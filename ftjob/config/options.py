@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from ftjob.config.keys import Rule, at_least, between, key, keys_of
+from ftjob.config.words import tokenised, word_ids
 
 Convention: TypeAlias = Literal["hf", "ft"]
-Word: TypeAlias = int | tuple[int, ...] | str
-Words: TypeAlias = tuple[Word, ...] | str | None
 # as FasterTransformer's kernels have it
 MOST_TOP_K = 1024
 
@@ -169,12 +168,12 @@ class RowOptions:
     @property
     def bad(self) -> tuple[tuple[int, ...], ...]:
         """The bad words as ids, of options that went through `with_ids`."""
-        return _ids(self.bad_words)
+        return word_ids(self.bad_words)
 
     @property
     def stops(self) -> tuple[tuple[int, ...], ...]:
         """The stop words as ids, of options that went through `with_ids`."""
-        return _ids(self.stop_words)
+        return word_ids(self.stop_words)
 
     def with_ids(self, encode: Callable[[Sequence[str]], list[list[int]]]) -> RowOptions:
         """The same options, all words as ids: each text is tokenised as it is.
@@ -185,72 +184,12 @@ class RowOptions:
         found: dict[str, Any] = {}
         for name in ("bad_words", "stop_words"):
             if (words := getattr(self, name)) is not None:
-                found[name] = _tokenised(words, encode, name)
+                found[name] = tokenised(words, encode, name)
         return dataclasses.replace(self, **found) if found else self
 
 
 # a row without options of its own
 DEFAULTS = RowOptions()
-
-
-def _ids(words: Words) -> tuple[tuple[int, ...], ...]:
-    if words is None:
-        return ()
-    assert all(isinstance(word, tuple) for word in words), words
-    return tuple(word for word in words if isinstance(word, tuple))
-
-
-def _tokenised(
-    words: tuple[Word, ...] | str, encode: Callable[[Sequence[str]], list[list[int]]], name: str
-) -> tuple[tuple[int, ...], ...]:
-    found: list[tuple[int, ...]] = []
-    for word in csv_words(words) if isinstance(words, str) else words:
-        if isinstance(word, str):
-            (ids,) = encode([word])
-        else:
-            ids = [word] if isinstance(word, int) else list(word)
-        if not ids:
-            raise ValueError(f"{name}: the word {word!r} has no tokens")
-        found.append(tuple(ids))
-    return tuple(found)
-
-
-def csv_words(text: str) -> tuple[str, ...]:
-    """The words of FasterTransformer's word-list text: a CSV row, each field as it is."""
-    import csv
-
-    return tuple(word for row in csv.reader([text]) for word in row if word)
-
-
-def list_words(value: Any) -> tuple[tuple[int, ...], ...]:
-    """The words of FasterTransformer's word-list array [2, n] or [1, 2, n]: the ids of all words,
-    then where each ends, counted from 1; unused places hold -1. [[0], [-1]] is no word.
-
-    Raises:
-        ValueError: where it is no such array.
-    """
-    if isinstance(value, (list, tuple)) and len(value) == 1:
-        (value,) = value
-    shaped = (
-        isinstance(value, (list, tuple))
-        and len(value) == 2
-        and all(isinstance(row, (list, tuple)) for row in value)
-        and len(value[0]) == len(value[1])
-        and all(type(v) is int for row in value for v in row)
-    )
-    if not shaped:
-        raise ValueError("must be two equally long lists of whole numbers: ids, and word ends")
-    ids, ends = value
-    words: list[tuple[int, ...]] = []
-    start = 0
-    for end in ends:
-        if end == -1:
-            continue
-        if not start < end <= len(ids):
-            raise ValueError(f"word end {end} must be above {start} and at most {len(ids)}")
-        words.append(tuple(ids[start:end]))
-        start = end
-    return tuple(words)
 
 
 def conflict(

@@ -7,7 +7,7 @@ FasterTransformer's for encoder-decoder models, which are transformers 4.24's wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 
 import torch
@@ -16,7 +16,8 @@ from ftjob.comm import Comm
 from ftjob.config.groups import DecodeConfig
 from ftjob.decode.logits import top_logprobs
 from ftjob.decode.processors import Processors
-from ftjob.decode.search import Advance, SearchRow, grown, smallest_ties
+from ftjob.decode.search import Advance, Harvest, SearchRow, grown, smallest_ties
+from ftjob.model.arrays import Array, sent
 from ftjob.tasks.base import Generated, Hypothesis
 
 # A token and the beam it continues in one number, in the pool below the step as well.
@@ -100,19 +101,17 @@ class BeamSearch:
         if columns > self._history.shape[1]:
             self._history = grown(self._history, columns)
             self._logprobs, self._gaps = grown(self._logprobs, columns), grown(self._gaps, columns)
-        ends = max(
-            len(self._processors.ends_of(first + i)) + len(o.stops) for i, o in enumerate(options)
-        )
+        ends = max(len(self._processors.ends_of(row)) + len(row.options.stops) for row in rows)
         diverse = any(o.beam_search_diversity_rate for o in options)
         if ends > self._ends or diverse > self._diverse:
             self._look_at(max(ends, self._ends), diverse or self._diverse)
         slots = slice(first, first + len(rows))
         device = self._limit.device
         self._length[slots] = 0
-        self._limit[slots] = torch.tensor(limits, device=device)
-        self._penalty[slots] = torch.tensor([o.length_penalty for o in options], device=device)
+        self._limit[slots] = sent(limits, device, torch.int64)
+        self._penalty[slots] = sent([o.length_penalty for o in options], device, torch.float32)
         rates = [self._sign * o.beam_search_diversity_rate for o in options]
-        self._rate[slots] = torch.tensor(rates, device=device)
+        self._rate[slots] = sent(rates, device, torch.float32)
         self._done[slots] = False
         # all beams start alike: only the first may be continued
         self._open[slots] = -torch.inf
@@ -122,12 +121,25 @@ class BeamSearch:
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy what is kept of slots over others."""
         self._processors.move(sources, targets)
-        at, to = (torch.tensor(slots, device=self._limit.device) for slots in (sources, targets))
+        device = self._limit.device
+        at, to = (sent(slots, device, torch.int64) for slots in (sources, targets))
         for state in (
             *(self._length, self._limit, self._done, self._open, self._penalty, self._rate),
             *(self._history, self._logprobs, self._gaps, self._pool, self._endings),
         ):
             state[to] = state[at]
+
+    def clear(self, first: int, stop: int) -> None:
+        """The slots first..stop-1 hold no rows any more."""
+        self._processors.clear(first, stop)
+        self._done[first:stop] = True
+
+    def kind(self, n: int) -> Hashable | None:
+        """See `Search`."""
+        edits = self._processors.kind(n)
+        return (
+            None if edits is None else (edits, self._looks, self._diverse, self._history.shape[1])
+        )
 
     def _powers(self, lengths: torch.Tensor) -> torch.Tensor:
         """length ** length_penalty of the first n rows, lengths [n]."""
@@ -268,16 +280,31 @@ class BeamSearch:
         # NaN: both sides are -inf, which decides nothing
         return every.nan_to_num(nan=torch.inf, posinf=torch.inf).amin(dim=1)
 
-    def harvest(self, slot: int) -> Generated:
-        """The hypotheses of a finished row."""
-        options = self._processors.rows[slot].options
-        length = int(self._length[slot])
-        history: list[list[int]] = self._history[slot, :length].tolist()
-        logprobs: list[list[float]] = self._logprobs[slot, :length].tolist()
-        gaps: list[float] = self._gaps[slot, :length].tolist()
-        pool = [f for f in self._pool[slot].tolist() if f[0] != -torch.inf]
+    def harvest(self, slots: Sequence[int]) -> Harvest:
+        """The hypotheses of finished rows."""
+        at = sent(slots, self._limit.device, torch.int64)
+        rows = [self._processors.rows[slot] for slot in slots]
+        most = max(row.limit for row in rows)
+        steps = (self._history, self._logprobs, self._gaps)
+        kept = self._length[at], *(state[at, :most] for state in steps)
+        return Harvest(rows, (*kept, self._endings[at], self._pool[at]), self._answer)
+
+    def _answer(
+        self,
+        row: SearchRow,
+        length: int,
+        every: Array,
+        singly: Array,
+        close: Array,
+        endings: Array,
+        pooled: Array,
+    ) -> Generated:
+        options = row.options
+        history, logprobs = every[:length].tolist(), singly[:length].tolist()
+        gaps = close[:length].tolist()
+        pool = [f for f in pooled.tolist() if f[0] != -torch.inf]
         found: list[Hypothesis] = []
-        for ending, figures in zip(self._endings[slot].tolist(), pool, strict=False):
+        for ending, figures in zip(endings.tolist(), pool, strict=False):
             if len(found) == options.n_best:
                 break
             step, code = divmod(ending, 1 << (TOKEN_BITS + BEAM_BITS))
@@ -285,7 +312,7 @@ class BeamSearch:
             ids, singles = ancestry(beam, history[:step], logprobs)
             ids, singles = [*ids, token], [*singles, figures[2]]
             own = singles if options.token_logprobs else None
-            reason = self._processors.reason(slot, ids)
+            reason = self._processors.reason(row, ids)
             found.append(Hypothesis(ids, figures[0], figures[1], reason, own))
         unit = float(length) ** min(0.0, options.length_penalty)
         ordered = [(a[0] - b[0]) * unit for a, b in pairwise(pool[: len(found) + 1])]

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 
 from ftjob.decode.cohorts import Cohort
+from ftjob.decode.steps import Kept, StepView
 from ftjob.model.arch import Arch
-from ftjob.model.attention import Kept, StepView
+from ftjob.model.attention import Keep
 from ftjob.model.layers import Kind
 
 
@@ -43,6 +44,7 @@ class Cache:
         self.kept = [Kept(own) for own in self._own]
         self.sources = [Kept(across) for across in self._across]
         lengths = torch.tensor(read, device=device).unsqueeze(1)
+        self._read = read
         self._prefix = None if arch.positions is None else lengths
         hidden = _hidden(torch.arange(read[0], device=device) >= lengths) if ragged else None
         self._source_mask = hidden if arch.seq2seq else None  # [rows, source]
@@ -54,6 +56,15 @@ class Cache:
             self._mask[:, :, : cohort.prefix + 1] = 0.0
             if hidden is not None and not arch.seq2seq:
                 self._mask[:, :, : cohort.prefix] = hidden.unsqueeze(1)
+
+    @property
+    def keep(self) -> Keep:
+        """Takes what is read when the rows enter, of all their tokens: prompts or sources."""
+        rows = torch.arange(len(self._read)).repeat_interleave(torch.tensor(self._read))
+        columns = torch.cat([torch.arange(n) for n in self._read])
+        at = rows.to(self._device), columns.to(self._device)
+        into = self.sources if self._across.shape[0] else self.kept
+        return lambda layer, kv: into[layer].put(*at, kv)
 
     def move(self, source: int, target: int) -> None:
         """Copy a row over another one that has left."""

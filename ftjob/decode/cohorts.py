@@ -49,12 +49,18 @@ class Cohort:
 @dataclass(frozen=True)
 class Left:
     """Rows that leave, each with its place among all rows. `moves` are those (source, target)
-    which then close the gaps of each cohort, in order; `order` lists the places of the rows that
-    stay in their new order."""
+    which then close the gaps of each cohort, in order, and `stays` says which cohorts still have
+    rows; `order` lists the places of the rows that stay in their new order."""
 
     rows: list[tuple[int, Cohort, GenerateRequest]]
     moves: list[list[tuple[int, int]]]
+    stays: list[bool]
     order: list[int]
+
+    @property
+    def moved(self) -> list[tuple[int, int]]:
+        """Old and new place of the rows whose place changes."""
+        return [(old, new) for new, old in enumerate(self.order) if old != new]
 
 
 class Books:
@@ -109,6 +115,10 @@ class Books:
         self.entering = Cohort(chunk.sequence, beams, rows, len(rows), prefix, source, cells)
         return self.entering
 
+    def withdraw(self) -> None:
+        """The entering cohort does not enter after all."""
+        self.entering = None
+
     def activate(self) -> None:
         """The entering cohort goes to work."""
         if self.entering is not None:
@@ -120,19 +130,26 @@ class Books:
         for cohort in self.cohorts[:count]:
             cohort.steps += 1
 
+    @property
+    def spent(self) -> list[bool]:
+        """Which rows at work have all the tokens they may get."""
+        return [row.max_new_tokens <= c.steps for c in self.cohorts for row in c.rows]
+
     def leave(self, finished: Sequence[bool]) -> Left:
         """Take the finished ones of the first rows out. In each cohort the last rows fill the gaps;
         one without rows ends."""
-        left = Left([], [], [])
+        left = Left([], [], [], [])
         first = 0
         for cohort in self.cohorts:
             flags = finished[first : first + len(cohort.rows)]
             gone = [i for i, over in enumerate(flags) if over]
             left.rows.extend((first + i, cohort, cohort.rows[i]) for i in gone)
-            stay = [i for i in range(len(cohort.rows)) if i not in set(gone)]
+            out = set(gone)
+            stay = [i for i in range(len(cohort.rows)) if i not in out]
             gaps = [i for i in gone if i < len(stay)]
             moves = list(zip(stay[len(stay) - len(gaps) :], gaps, strict=True))
             left.moves.append(moves)
+            left.stays.append(bool(stay))
             origin = {target: source for source, target in moves}
             places = [origin.get(i, i) for i in range(len(stay))]
             left.order.extend(first + i for i in places)

@@ -6,7 +6,7 @@ and harvests answers; `beam` has the search with a pool.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 
 import torch
@@ -16,7 +16,8 @@ from ftjob.config.groups import DecodeConfig
 from ftjob.decode.beam import TOKEN_BITS, ancestry
 from ftjob.decode.logits import top_logprobs
 from ftjob.decode.processors import Processors
-from ftjob.decode.search import Advance, SearchRow, grown, smallest_ties
+from ftjob.decode.search import Advance, Harvest, SearchRow, grown, smallest_ties
+from ftjob.model.arrays import Array, sent
 from ftjob.tasks.base import Generated, Hypothesis
 
 
@@ -75,13 +76,13 @@ class CompetingBeams:
         slots = slice(first, first + len(rows))
         device = self._limit.device
         self._length[slots] = 0
-        self._limit[slots] = torch.tensor([row.limit for row in rows], device=device)
-        self._context[slots] = torch.tensor([len(row.context) for row in rows], device=device)
+        self._limit[slots] = sent([row.limit for row in rows], device, torch.int64)
+        self._context[slots] = sent([len(row.context) for row in rows], device, torch.int64)
         weights = [
             [row.options.length_penalty, self._sign * row.options.beam_search_diversity_rate]
             for row in rows
         ]
-        self._weights[slots] = torch.tensor(weights, device=device)
+        self._weights[slots] = sent(weights, device, torch.float32)
         self._done[slots] = False
         # all beams start alike: only the first may be continued
         self._cums[slots] = -torch.inf
@@ -92,7 +93,8 @@ class CompetingBeams:
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy what is kept of slots over others."""
         self._processors.move(sources, targets)
-        at, to = (torch.tensor(slots, device=self._limit.device) for slots in (sources, targets))
+        device = self._limit.device
+        at, to = (sent(slots, device, torch.int64) for slots in (sources, targets))
         for state in (
             *(self._length, self._limit, self._context, self._done, self._weights, self._cums),
             *(self._sizes, self._ended, self._ranked),
@@ -147,6 +149,16 @@ class CompetingBeams:
         self._processors.follow(tokens, parents)
         return Advance(tokens, parents, done)
 
+    def clear(self, first: int, stop: int) -> None:
+        """The slots first..stop-1 hold no rows any more."""
+        self._processors.clear(first, stop)
+        self._done[first:stop] = True
+
+    def kind(self, n: int) -> Hashable | None:
+        """See `Search`."""
+        edits = self._processors.kind(n)
+        return None if edits is None else (edits, self._history.shape[1])
+
     def _powers(self, sizes: torch.Tensor) -> torch.Tensor:
         """(prompt + new tokens) ** length_penalty, of new tokens [n, W]."""
         n = len(sizes)
@@ -154,22 +166,37 @@ class CompetingBeams:
         # within what float32 can divide by, whatever the penalty
         return lengths.pow(self._weights[:n, :1].double()).clamp(1e-30, 1e30).float()
 
-    def harvest(self, slot: int) -> Generated:
-        """The hypotheses of a finished row."""
-        row = self._processors.rows[slot]
-        length = int(self._length[slot])
-        history: list[list[int]] = self._history[slot, :length].tolist()
-        logprobs: list[list[float]] = self._logprobs[slot, :length].tolist()
-        gaps: list[float] = self._gaps[slot, :length].tolist()
-        cums, sizes = self._cums[slot].tolist(), self._sizes[slot].tolist()
-        ranked = [key for key in self._ranked[slot].tolist() if key != -torch.inf]
+    def harvest(self, slots: Sequence[int]) -> Harvest:
+        """The hypotheses of finished rows."""
+        at = sent(slots, self._limit.device, torch.int64)
+        rows = [self._processors.rows[slot] for slot in slots]
+        most = max(row.limit for row in rows)
+        steps = (self._history, self._logprobs, self._gaps)
+        kept = self._length[at], *(state[at, :most] for state in steps)
+        last = (state[at] for state in (self._cums, self._sizes, self._ranked))
+        return Harvest(rows, (*kept, *last), self._answer)
+
+    def _answer(
+        self,
+        row: SearchRow,
+        length: int,
+        every: Array,
+        singly: Array,
+        close: Array,
+        totals: Array,
+        counts: Array,
+        rankings: Array,
+    ) -> Generated:
+        history, logprobs = every[:length].tolist(), singly[:length].tolist()
+        gaps, cums, sizes = close[:length].tolist(), totals.tolist(), counts.tolist()
+        ranked = [key for key in rankings.tolist() if key != -torch.inf]
         found: list[Hypothesis] = []
         for beam in range(min(row.options.n_best, len(ranked), self.beams)):
             ids, singles = ancestry(beam, history, logprobs)
             ids, singles = ids[: sizes[beam]], singles[: sizes[beam]]
             score = cums[beam] / (len(row.context) + sizes[beam]) ** row.options.length_penalty
             own = singles if row.options.token_logprobs else None
-            reason = self._processors.reason(slot, ids)
+            reason = self._processors.reason(row, ids)
             found.append(Hypothesis(ids, score, cums[beam], reason, own))
         final = [(len(found[0].ids) - 1, a - b) for a, b in pairwise(ranked[: len(found) + 1])]
         return Generated(found, smallest_ties([*enumerate(gaps), *final]))

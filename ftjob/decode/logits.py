@@ -61,6 +61,12 @@ def whole_vocabulary(logits: torch.Tensor, group: Comm) -> torch.Tensor:
 
 def _look(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The k highest values of each row, their columns, and the row's log(sum(exp(logits)))."""
+    if logits.is_cuda:
+        # imported here because a machine without a GPU may be without triton
+        from ftjob.kernels.highest import MOST, highest
+
+        if k <= MOST:
+            return highest(logits, k)
     values, columns = _highest(logits, k)
     return values, columns, log_sum_exp(logits, values[:, :1])
 

@@ -12,25 +12,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 
-from ftjob.batching import Chunk
+from ftjob import kernels
+from ftjob.batching import Chunk, halves
 from ftjob.comm import Pulse
 from ftjob.comm.groups import Wires
 from ftjob.comm.threads import Pipe
-from ftjob.decode.cache import Cache
-from ftjob.decode.cohorts import Books, Left
+from ftjob.decode.graphs import Graphs
+from ftjob.decode.microbatch import Gone, MicroBatch
 from ftjob.decode.scoring import score_chunk
-from ftjob.decode.search import Advance, SearchRow, make_search
+from ftjob.decode.search import Advance, SearchRow
 from ftjob.job import Job
+from ftjob.model.arrays import sent
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.layers import Kind
+from ftjob.model.packing import padded
 from ftjob.model.stage import Entry, Stage
 from ftjob.plan import DeviceSpec
-from ftjob.tasks.base import Answer, GenerateRequest, ScoreRequest
+from ftjob.tasks.base import Answer, Generated, GenerateRequest, ScoreRequest
 
 # What a message between stages is, within its turn.
 ENTER, STEP, ENCODED, CHOSEN, PROMPTS, KINDS = range(6)
@@ -47,32 +51,10 @@ class Finished:
     seconds: float
 
 
-class _MicroBatch:
-    """What a device keeps of one micro-batch. The first `stepped` rows, of `cohorts` cohorts, are
-    under way; what was `chosen` for them is here on the last stage, elsewhere it comes by the pipe.
-    `caches` belong to the cohorts of the books, the entering one's is last."""
-
-    def __init__(self, job: Job, spec: DeviceSpec, kind: Kind) -> None:
-        arch, decode, room = job.source.arch, job.config.decode, job.plan.generation
-        assert room is not None
-        ends = job.source.specials.ends
-        self.books = Books(room, arch.seq2seq)
-        self.caches: list[Cache] = []
-        self.search = (
-            make_search(decode, ends, room.slots, arch.vocab, kind[1], arch.seq2seq)
-            if spec.last
-            else None
-        )
-        self.tokens = torch.zeros(room.slots, decode.lanes, dtype=torch.int64, device=kind[1])
-        self.turn = self.stepped = self.cohorts = self.steps = 0
-        self.prompts: dict[str, float] = {}  # log-probabilities of prompts, by key
-        self.chosen: Advance | None = None
-        self.entry: Entry | None = None
-        self.encoded: torch.Tensor | None = None
-
-
 class Generator:
-    """Runs a replica's rows through one device's stage."""
+    """Runs a replica's rows through one device's stage. `timed` is around work, `capturing` around
+    what makes later steps fast and counts as no work; `halved` is told of a chunk that there was
+    not memory enough to read at once, before it is read in parts."""
 
     def __init__(
         self,
@@ -83,45 +65,87 @@ class Generator:
         kind: Kind,
         pulse: Pulse,
         timed: Callable[[], AbstractContextManager[None]],
+        capturing: Callable[[], AbstractContextManager[None]] = nullcontext,
+        halved: Callable[[Chunk], None] = lambda _: None,
     ) -> None:
         assert job.plan.generation is not None
         self._arch, self._start = job.source.arch, job.source.specials.start
         self._spec, self._stage, self._wires, self._pulse = spec, stage, wires, pulse
-        self._kind, self._device = kind, kind[1]
-        self._room, self._timed = job.plan.generation, timed
-        self._layers, self._ways = spec.last_layer - spec.first_layer, job.plan.tensor
-        self._batches = [_MicroBatch(job, spec, kind) for _ in range(job.plan.pipeline)]
+        self._device, self._width = kind[1], job.config.decode.lanes
+        self._room, self._timed, self._capturing = job.plan.generation, timed, capturing
+        self._batches = [MicroBatch(job, spec, kind, pulse) for _ in range(job.plan.pipeline)]
+        self._halved, self._most_read = halved, math.inf  # tokens
         self._turn = 0
-        self._waited = 0.0
+        self._waited = self._begun = 0.0  # seconds since `_begun` that were no work
 
     def run(self, take: Callable[[], Chunk | None]) -> Iterator[Finished]:
         """Run the chunks that `take` gives, waiting for each, until it gives None."""
-        pending: Chunk | None = None
+        waiting: list[Chunk] = []
         over = False
-        self._waited, begun = 0.0, time.monotonic()
-        while not (over and pending is None and all(b.books.idle for b in self._batches)):
+        self._waited, self._begun = 0.0, time.monotonic()
+        while not (over and not waiting and all(b.books.idle for b in self._batches)):
             batch = self._batches[self._turn % len(self._batches)]
             with self._timed():
-                ended = self._settle(batch)
-            for finished in self._told(batch, ended):
-                seconds = time.monotonic() - begun - self._waited
-                self._waited, begun = 0.0, time.monotonic()
-                yield Finished(*finished, seconds)
-            if pending is None and not over and batch.books.free >= self._room.refill:
-                asked = time.monotonic()
-                pending = take()
+                left = self._left(batch, self._settle(batch))
+            if not waiting and not over and batch.books.free >= self._room.refill:
+                # who gives the next chunk may wait for these answers
+                yield from self._telling(batch, left)
+                left, asked = None, time.monotonic()
+                chunk = take()
                 self._waited += time.monotonic() - asked
-                over = pending is None
+                over = chunk is None
+                waiting = self._parts(chunk)
             with self._timed():
                 batch.turn = self._turn
-                if pending is not None and batch.books.fits(pending):
-                    self._enter(batch, pending)
-                    pending = None
+                if waiting and self._fits(batch, waiting[0]):
+                    waiting[:1] = self._let_in(batch, waiting[0])
                 if batch.books.rows:
                     self._step(batch)
+            if batch.graphs is not None and batch.graphs.wanting:
+                asked = time.monotonic()
+                with self._capturing():
+                    batch.graphs.capture()
+                self._waited += time.monotonic() - asked
+            yield from self._telling(batch, left)  # while the step is under way
             self._turn += 1
 
-    def _settle(self, batch: _MicroBatch) -> list[bool]:
+    def _telling(self, batch: MicroBatch, left: Gone | None) -> Iterator[Finished]:
+        """Rows that left, with the seconds of work since the last ones."""
+        for finished in self._told(batch, left):
+            now = time.monotonic()
+            seconds = now - self._begun - self._waited
+            self._waited, self._begun = 0.0, now
+            yield Finished(*finished, seconds)
+
+    def _parts(self, chunk: Chunk | None) -> list[Chunk]:
+        """A chunk in parts that can be read at once, as far as is known."""
+        if chunk is None or chunk.tokens <= self._most_read or len(chunk.requests) == 1:
+            return [] if chunk is None else [chunk]
+        return [part for half in halves(chunk) for part in self._parts(half)]
+
+    def _let_in(self, batch: MicroBatch, chunk: Chunk) -> list[Chunk]:
+        """Read a chunk, or where memory does not suffice give it back in halves: later ones are
+        halved before. Stages of one replica would have to agree on that, so there it is an error.
+        """
+        try:
+            self._enter(batch, chunk)
+        except torch.OutOfMemoryError:
+            alone = self._spec.first and self._spec.last
+            if not alone or len(chunk.requests) == 1:
+                raise
+            assert batch.books.entering is not None
+            batch.lanes.withdraw(batch.books.entering)
+            batch.books.withdraw()
+            batch.entry = batch.keep = None
+            self._most_read = chunk.tokens // 2
+            self._halved(chunk)
+            return self._parts(chunk)
+        return []
+
+    def _fits(self, batch: MicroBatch, chunk: Chunk) -> bool:
+        return batch.books.fits(chunk) and batch.lanes.fits(chunk)
+
+    def _settle(self, batch: MicroBatch) -> list[bool]:
         """Act on the micro-batch's last turn: take its tokens over, put entered rows to work, and
         find which of the first rows are finished. All are still where they were."""
         encoded = None
@@ -129,85 +153,84 @@ class Generator:
             encoded = batch.encoded if self._spec.last else self._home(batch, ENCODED)
         finished: list[bool] = []
         if batch.stepped:
-            chosen = batch.chosen or self._unpacked(self._home(batch, CHOSEN), batch)
-            going = zip(batch.caches, batch.books.cohorts[: batch.cohorts], strict=False)
-            first = 0
-            for cache, cohort in going:
-                cache.follow(chosen.parents[first : first + len(cohort.rows)])
-                first += len(cohort.rows)
-            batch.tokens[: batch.stepped] = chosen.ids
+            flags = batch.flags
+            if flags is None:  # what was chosen comes from the last stage
+                chosen = self._unpacked(self._home(batch, CHOSEN))
+                batch.lanes.settle(chosen)
+                flags = chosen.finished
             batch.books.advance(batch.cohorts)
-            batch.steps += 1
-            if batch.steps % self._room.stop_every == 0:
-                finished = chosen.finished.tolist()
+            finished = batch.looks.after(flags[: batch.stepped], batch.books.spent)
         if batch.entry is not None:
+            assert batch.keep is not None
             if encoded is not None:
-                self._stage.admit(encoded, batch.entry, batch.caches[-1].sources)
+                self._stage.admit(encoded, batch.keep)
+            batch.lanes.activate([row.context[-1] for row in batch.entering])
+            if batch.search is not None:
+                batch.search.enter(batch.books.rows, batch.entering)
             batch.books.activate()
-        batch.stepped, batch.chosen, batch.entry, batch.encoded = 0, None, None, None
+        batch.stepped, batch.flags, batch.entering = 0, None, []
+        batch.entry = batch.keep = batch.encoded = None
         return finished
 
-    def _told(
-        self, batch: _MicroBatch, finished: list[bool]
-    ) -> Iterator[tuple[Chunk, list[Answer] | None, int]]:
-        """The finished rows, by chunk, with their answers; then close the gaps they leave."""
+    def _left(self, batch: MicroBatch, finished: list[bool]) -> Gone | None:
+        """The finished rows leave, and the others close their gaps."""
         if not any(finished):
-            return
-        cohorts = batch.books.cohorts
+            return None
+        before = batch.books.rows
         left = batch.books.leave(finished)
-        for cohort in cohorts:
-            rows = [(at, request) for at, own, request in left.rows if own is cohort]
-            if not rows:
-                continue
-            chunk = Chunk(cohort.sequence, tuple(request for _, request in rows))
-            if not self._spec.answers:
+        harvest = None
+        if self._spec.answers:
+            assert batch.search is not None
+            harvest = batch.search.harvest([at for at, _, _ in left.rows])
+        batch.lanes.leave(left)
+        if batch.search is not None:
+            if left.moved:
+                batch.search.move(*zip(*left.moved, strict=True))
+            batch.search.clear(len(left.order), before)
+        return Gone([(cohort, row) for _, cohort, row in left.rows], harvest)
+
+    def _told(
+        self, batch: MicroBatch, gone: Gone | None
+    ) -> Iterator[tuple[Chunk, list[Answer] | None, int]]:
+        """Rows that left, by chunk, with their answers."""
+        if gone is None:
+            return
+        found = gone.harvest(self._pulse.check) if gone.harvest is not None else []
+        first = 0
+        for _, group in groupby(gone.rows, key=lambda row: id(row[0])):
+            cohorts, rows = zip(*group, strict=True)
+            cohort = cohorts[0]
+            chunk = Chunk(cohort.sequence, rows)
+            if gone.harvest is None:
                 yield chunk, None, cohort.steps * len(rows)
                 continue
-            assert batch.search is not None
-            answers = [
-                replace(batch.search.harvest(at), prompt_logprob=batch.prompts.pop(r.key, None))
-                for at, r in rows
-            ]
-            yield chunk, list(answers), sum(len(a.hypotheses[0].ids) for a in answers)
-        for cache, moves in zip(batch.caches, left.moves, strict=True):
-            for source, target in moves:
-                cache.move(source, target)
-        held = zip(batch.caches, cohorts, strict=True)
-        batch.caches = [cache for cache, cohort in held if cohort.rows]
-        self._reorder(batch, left)
+            own = found[first : first + len(rows)]
+            first += len(rows)
+            tokens = sum(len(a.hypotheses[0].ids) for a in own)
+            each = zip(rows, own, strict=True)
+            yield chunk, [self._with_prompt(batch, row, answer) for row, answer in each], tokens
 
-    def _reorder(self, batch: _MicroBatch, left: Left) -> None:
-        """Bring the rows that stay to their new places among all rows."""
-        moved = [(old, new) for new, old in enumerate(left.order) if old != new]
-        if moved:
-            at, to = torch.tensor(moved, device=self._device).unbind(1)
-            batch.tokens[to] = batch.tokens[at]
-            if batch.search is not None:
-                sources, targets = zip(*moved, strict=True)
-                batch.search.move(sources, targets)
+    def _with_prompt(self, batch: MicroBatch, row: GenerateRequest, answer: Generated) -> Answer:
+        if not row.options.prompt_logprob:
+            return answer
+        return replace(answer, prompt_logprobs=batch.prompts.pop(row.key))
 
-    def _enter(self, batch: _MicroBatch, chunk: Chunk) -> None:
+    def _enter(self, batch: MicroBatch, chunk: Chunk) -> None:
         """Read a chunk's rows, a new cohort behind those at work."""
-        first = batch.books.rows
         cohort = batch.books.enter(chunk)
-        cache = Cache(self._arch, self._layers, self._ways, cohort, self._kind)
-        batch.caches.append(cache)
+        batch.keep = batch.lanes.enter(cohort)
         rows = cohort.rows
         lengths = [len(r.ids) - (0 if self._arch.seq2seq else 1) for r in rows]
         ids = [t for r, n in zip(rows, lengths, strict=True) for t in r.ids[:n]]
-        entry = Entry(torch.tensor(ids, dtype=torch.int64, device=self._device), lengths)
-        begins = [SearchRow.of(r, self._start).context[-1] for r in rows]
-        batch.tokens[first : first + len(rows)] = torch.tensor(
-            begins, device=self._device
-        ).unsqueeze(1)
-        if batch.search is not None:
-            batch.search.enter(first, [SearchRow.of(r, self._start) for r in rows])
+        batch.entering = [SearchRow.of(r, self._start) for r in rows]
         self._score_prompts(batch, rows)
+        filling = padded(len(ids)) - len(ids) if ids and kernels.used(self._device) else 0
+        entry = Entry(sent([*ids, *[0] * filling], self._device, torch.int64), lengths)
         batch.entry = entry
         if not ids:  # prompts of one token
             return
         x = entry.ids if self._spec.first else self._before(ENTER)
-        x = self._stage.enter(x, entry, cache.kept, self._pulse)
+        x = self._stage.enter(x, entry, batch.keep, self._pulse)
         if self._wires.after is not None:
             self._wires.after.put(self._tag(self._turn, ENTER), x, self._pulse)
         elif self._arch.seq2seq:
@@ -215,10 +238,10 @@ class Generator:
             for pipe in self._wires.homes:
                 pipe.put(self._tag(self._turn, ENCODED), x, self._pulse)
 
-    def _score_prompts(self, batch: _MicroBatch, rows: Sequence[GenerateRequest]) -> None:
+    def _score_prompts(self, batch: MicroBatch, rows: Sequence[GenerateRequest]) -> None:
         """The log-probabilities of the prompts of rows that ask for them, by a pass of its own."""
         asked = [r for r in rows if r.options.prompt_logprob]
-        batch.prompts |= {r.key: 0.0 for r in asked}  # a single token is given
+        batch.prompts |= {r.key: [] for r in asked}  # a single token is given
         scored = [ScoreRequest(r.row, r.key, r.ids, 1, 1) for r in asked if len(r.ids) > 1]
         if not scored:
             return
@@ -230,60 +253,63 @@ class Generator:
             assert self._wires.after is not None
             self._wires.after.put(self._tag(self._turn, PROMPTS), found, self._pulse)
             return
-        for request, answer in zip(scored, found, strict=True):
-            batch.prompts[request.key] = math.fsum(answer.logprobs)
+        for request, answer in zip(scored, found.answers(self._pulse.check), strict=True):
+            batch.prompts[request.key] = answer.logprobs
 
-    def _step(self, batch: _MicroBatch) -> None:
+    def _step(self, batch: MicroBatch) -> None:
         """One token of every lane at work."""
-        cohorts = batch.books.cohorts
-        batch.stepped, batch.cohorts = batch.books.rows, len(cohorts)
-        views = [cache.view() for cache in batch.caches[: len(cohorts)]]
-        x = self._fed(batch) if self._spec.first else self._before(STEP)
-        x = self._stage.step(x, views, self._pulse)
+        batch.stepped, batch.cohorts = batch.books.rows, len(batch.books.cohorts)
+        if batch.graphs is not None:
+            batch.flags = self._played(batch, batch.graphs)
+            self._pulse()
+            return
+        x = self._through(batch)
         if self._wires.after is not None:
             self._wires.after.put(self._tag(self._turn, STEP), x, self._pulse)
             return
-        assert batch.search is not None
-        logits = self._all_lanes(batch, self._stage.logits(x))
-        chosen = batch.search.advance(logits, self._wires.group)
+        chosen = self._chosen(batch, self._stage.logits(x))
         self._pulse()
-        batch.chosen = chosen
+        batch.flags = chosen.finished
         if self._wires.homes:
             flags = chosen.finished.unsqueeze(1).to(torch.int64)
             message = torch.cat([chosen.ids, chosen.parents, flags], dim=1)  # [n, 2 W + 1]
             for pipe in self._wires.homes:
                 pipe.put(self._tag(self._turn, CHOSEN), message, self._pulse)
 
-    def _fed(self, batch: _MicroBatch) -> torch.Tensor:
-        """The ids of all lanes of the step: [N]."""
-        counts = [len(c.rows) for c in batch.books.cohorts]
-        own = torch.split(batch.tokens[: sum(counts)], counts)
-        each = zip(own, batch.books.cohorts, strict=True)
-        parts = [tokens[:, : cohort.lanes].flatten() for tokens, cohort in each]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _through(self, batch: MicroBatch) -> torch.Tensor:
+        """The step through this stage's layers: [N, H]."""
+        x = batch.lanes.fed() if self._spec.first else self._before(STEP)
+        return self._stage.step(x, batch.lanes.sight(), self._pulse)
 
-    def _all_lanes(self, batch: _MicroBatch, logits: torch.Tensor) -> torch.Tensor:
-        """Logits of W lanes a row, for the search: in a row's first step all are alike."""
-        cohorts = batch.books.cohorts
-        if all(c.lanes == c.beams for c in cohorts):
-            return logits
-        parts = torch.split(logits, [len(c.rows) * c.lanes for c in cohorts])
-        return torch.cat(
-            [
-                part.repeat_interleave(cohort.beams // cohort.lanes, dim=0)
-                for part, cohort in zip(parts, cohorts, strict=True)
-            ]
-        )
+    def _chosen(self, batch: MicroBatch, logits: torch.Tensor) -> Advance:
+        """The next tokens, which the lanes take over."""
+        assert batch.search is not None
+        chosen = batch.search.advance(batch.lanes.spread(logits), self._wires.group)
+        batch.lanes.settle(chosen)
+        return chosen
 
-    def _unpacked(self, message: torch.Tensor, batch: _MicroBatch) -> Advance:
-        width = batch.tokens.shape[1]
+    def _played(self, batch: MicroBatch, graphs: Graphs) -> torch.Tensor:
+        """A step of a stage that is the whole model: captured as far as it is the same each time.
+        Gives the flags of finished rows."""
+        assert batch.search is not None
+        lanes, search = batch.lanes.kind, batch.search.kind(batch.lanes.rows)
+
+        def logits() -> torch.Tensor:
+            return self._stage.logits(self._through(batch))
+
+        if search is None:
+            return self._chosen(batch, graphs.run(lanes, logits)).finished
+        return graphs.run((lanes, search), lambda: self._chosen(batch, logits()).finished)
+
+    def _unpacked(self, message: torch.Tensor) -> Advance:
+        width = self._width
         return Advance(message[:, :width], message[:, width:-1], message[:, -1].bool())
 
     def _before(self, kind: int) -> torch.Tensor:
         assert self._wires.before is not None
         return self._taken(self._wires.before, self._tag(self._turn, kind))
 
-    def _home(self, batch: _MicroBatch, kind: int) -> torch.Tensor:
+    def _home(self, batch: MicroBatch, kind: int) -> torch.Tensor:
         """What the last stage sent back in the micro-batch's last turn."""
         assert self._wires.home is not None
         return self._taken(self._wires.home, self._tag(batch.turn, kind))

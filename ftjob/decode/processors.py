@@ -7,7 +7,7 @@ step without any costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +19,13 @@ from ftjob.decode import edits
 from ftjob.decode.history import History
 from ftjob.decode.logits import log_norm
 from ftjob.decode.search import SearchRow, ends_among
+from ftjob.model.arrays import sent
 from ftjob.tasks.base import FinishReason
 
 # An end id that no token is.
 NO_END = -1
+# What a slot without a row holds.
+NOBODY = SearchRow(0)
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,14 @@ class Processors:
         self._ft = decode.convention == "ft"
         self._beams = decode.beams > 1
         self._default, self._width, self._device = ends, decode.lanes, device
-        self.rows = [SearchRow(0)] * slots
+        self.rows = [NOBODY] * slots
         self.ends = torch.full((slots, max(1, len(ends))), NO_END, device=device)
         self._history = History(slots, self._width, device)
         self._steps: dict[int, _Step] = {}
 
-    def ends_of(self, slot: int) -> tuple[int, ...]:
-        """The ids that end the row in a slot."""
-        own = self.rows[slot].options.ends
+    def ends_of(self, row: SearchRow) -> tuple[int, ...]:
+        """The ids that end a row."""
+        own = row.options.ends
         return self._default if own is None else own
 
     def enter(self, first: int, rows: Sequence[SearchRow]) -> None:
@@ -76,14 +79,14 @@ class Processors:
         self._steps.clear()
         slots = slice(first, first + len(rows))
         self.rows[slots] = rows
-        every = [self.ends_of(slot) for slot in range(first, first + len(rows))]
+        every = [self.ends_of(row) for row in rows]
         most = max(map(len, every))
         if most > self.ends.shape[1]:
             larger = self.ends.new_full((len(self.rows), most), NO_END)
             larger[:, : self.ends.shape[1]] = self.ends
             self.ends = larger
         padded = [[*ids, *[NO_END] * (self.ends.shape[1] - len(ids))] for ids in every]
-        self.ends[slots] = torch.tensor(padded, device=self._device)
+        self.ends[slots] = sent(padded, self._device, torch.int64)
         if any(_remembers(row.options) for row in rows):
             self._history.enter(first, rows)
 
@@ -93,10 +96,22 @@ class Processors:
         moved = [self.rows[slot] for slot in sources]
         for slot, row in zip(targets, moved, strict=True):
             self.rows[slot] = row
-        at, to = (torch.tensor(slots, device=self._device) for slots in (sources, targets))
+        at, to = (sent(slots, self._device, torch.int64) for slots in (sources, targets))
         self.ends[to] = self.ends[at]
         if any(_remembers(row.options) for row in moved):
             self._history.move(at, to)
+
+    def clear(self, first: int, stop: int) -> None:
+        """The slots hold no rows any more."""
+        self._steps.clear()
+        self.rows[first:stop] = [NOBODY] * (stop - first)
+
+    def kind(self, n: int) -> Hashable | None:
+        """What a step over n slots does as long as this stays the same, beside the tensors; None
+        where rows ask for edits, which differ from step to step."""
+        step = self._step(n)
+        plain = not step.order and step.stops is None and not step.follows
+        return self.ends.shape[1] if plain else None
 
     def apply(self, logits: torch.Tensor, group: Comm) -> torch.Tensor | None:
         """Edit logits [n * W, V/T] in place. Under beams with `hf` those of the lanes given back,
@@ -145,11 +160,10 @@ class Processors:
         if self._step(len(ids)).follows:
             self._history.append(ids, parents)
 
-    def reason(self, slot: int, ids: Sequence[int]) -> FinishReason:
-        """How an answer of the row in a slot ended."""
-        if ids[-1] in self.ends_of(slot):
+    def reason(self, row: SearchRow, ids: Sequence[int]) -> FinishReason:
+        """How an answer of a row ended."""
+        if ids[-1] in self.ends_of(row):
             return "eos"
-        row = self.rows[slot]
         for word in row.options.stops:
             behind = [*row.context[-len(word) :], *ids][-len(word) :]
             if tuple(behind) == word:
@@ -161,11 +175,17 @@ class Processors:
             self._steps[n] = self._plan(n)
         return self._steps[n]
 
+    def distinct(self, n: int) -> list[RowOptions]:
+        """The options of the rows in slots 0..n-1, those that many rows have once."""
+        return list({id(row.options): row.options for row in self.rows[:n]}.values())
+
     def _rows(self, n: int, test: Callable[[RowOptions], object]) -> list[int]:
         return [slot for slot in range(n) if test(self.rows[slot].options)]
 
     def _plan(self, n: int) -> _Step:
         """The edits of a step over n slots, in order."""
+        if not any(map(_edits, self.distinct(n))):
+            return _Step([], None, None, None, False)
         held, device = [row.options for row in self.rows[:n]], self._device
         found: list[tuple[edits.Edit, list[int]]] = []
 
@@ -228,10 +248,15 @@ class Processors:
 
     def _bad(self, slot: int) -> list[tuple[int, ...]]:
         """A row's bad words, without those that its convention does not ban."""
-        ends, words = self.ends_of(slot), self.rows[slot].options.bad
+        ends, words = self.ends_of(self.rows[slot]), self.rows[slot].options.bad
         if self._ft:
             return [word for word in words if word[-1] != 0]
         return [word for word in words if not (len(word) == 1 and word[0] in ends)]
+
+
+def _edits(options: RowOptions) -> bool:
+    """Whether an option asks for an edit, or for words to stop at."""
+    return options.temperature != 1 or _remembers(options)
 
 
 def _remembers(options: RowOptions) -> bool:

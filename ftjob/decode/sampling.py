@@ -8,9 +8,10 @@ logits and harvests answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ftjob.comm import Comm
@@ -19,9 +20,10 @@ from ftjob.config.options import RowOptions
 from ftjob.decode import choose
 from ftjob.decode.choose import Choice, Draws
 from ftjob.decode.draws import uniform
-from ftjob.decode.processors import Processors
-from ftjob.decode.search import Advance, SearchRow, grown, smallest_ties
-from ftjob.tasks.base import Generated, Hypothesis
+from ftjob.decode.processors import NOBODY, Processors
+from ftjob.decode.search import Advance, Harvest, SearchRow, grown, smallest_ties
+from ftjob.model.arrays import Array, sent
+from ftjob.tasks.base import NEAR_TIE, Generated, Hypothesis
 
 # What is kept of a token: its log-probability, the one shown with it, the decision's gap.
 FIGURES = 3
@@ -68,7 +70,7 @@ class Sampling:
         self._ids = torch.zeros((slots, 1, width), dtype=torch.int64, device=device)
         self._figures = torch.zeros((slots, 1, width, FIGURES), device=device)
         # top_k, seed, the row's hash, the id that resets top_p: [slots, 4]
-        self._whole = torch.zeros((slots, 4), dtype=torch.int64, device=device)
+        self._whole = torch.ones((slots, 4), dtype=torch.int64, device=device)
         # top_p at first, its decay and least: [slots, 3]; and what it is now
         self._shares = torch.ones((slots, 3), device=device)
         self._p = torch.ones((slots, width), device=device)
@@ -84,28 +86,44 @@ class Sampling:
         slots = slice(first, first + len(rows))
         options = [row.options for row in rows]
         self._length[slots] = 0
-        self._limit[slots, 0] = torch.tensor([row.limit for row in rows], device=self._device)
-        asked = torch.tensor([[o.num_return_sequences] for o in options], device=self._device)
+        device = self._device
+        self._limit[slots, 0] = sent([row.limit for row in rows], device, torch.int64)
+        asked = sent([[o.num_return_sequences] for o in options], device, torch.int64)
         self._done[slots] = self._lanes[slots] >= asked
         whole = [
             [o.top_k, o.seed, row.draw, -1 if o.top_p_reset is None else o.top_p_reset]
             for o, row in zip(options, rows, strict=True)
         ]
-        self._whole[slots] = torch.tensor(whole, dtype=torch.int64, device=self._device)
+        self._whole[slots] = sent(whole, device, torch.int64)
         shares = [[o.top_p or 1.0, o.top_p_decay, o.top_p_min] for o in options]
-        self._shares[slots] = torch.tensor(shares, device=self._device)
+        self._shares[slots] = sent(shares, device, torch.float32)
         self._p[slots] = self._shares[slots, :1]
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy what is kept of slots over others."""
         self._plans.clear()
         self._processors.move(sources, targets)
-        at, to = (torch.tensor(slots, device=self._limit.device) for slots in (sources, targets))
+        device = self._limit.device
+        at, to = (sent(slots, device, torch.int64) for slots in (sources, targets))
         for state in (
             *(self._length, self._limit, self._done, self._ids),
             *(self._figures, self._whole, self._shares, self._p),
         ):
             state[to] = state[at]
+
+    def clear(self, first: int, stop: int) -> None:
+        """The slots first..stop-1 hold no rows any more."""
+        self._plans.clear()
+        self._processors.clear(first, stop)
+        self._done[first:stop] = True
+
+    def kind(self, n: int) -> Hashable | None:
+        """See `Search`."""
+        edits, plan = self._processors.kind(n), self._planned(n)
+        decays = any(o.top_p_decay != 1 for o in self._processors.distinct(n))
+        if edits is None or len(plan) != 1 or decays:
+            return None
+        return edits, plan[0].kind, plan[0].most, self._ids.shape[1]
 
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
         """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten."""
@@ -126,16 +144,14 @@ class Sampling:
 
     def _decay(self, n: int, ids: torch.Tensor) -> None:
         """top_p after a token (Lee et al. 2022, arXiv 2206.04624, section 3.2)."""
-        if any(row.options.top_p_decay != 1 for row in self._processors.rows[:n]):
+        if any(o.top_p_decay != 1 for o in self._processors.distinct(n)):
             first, decay, least = self._shares[:n].unsqueeze(1).unbind(dim=2)  # each [n, 1]
             now = torch.maximum(self._p[:n] * decay, least).where(decay != 1, self._p[:n])
             self._p[:n] = first.where(ids == self._whole[:n, 3:], now)
 
     def _choose(self, n: int, logits: torch.Tensor, group: Comm) -> Choice:
         """The next token of every lane of slots 0..n-1."""
-        if n not in self._plans:
-            self._plans[n] = self._plan(n)
-        plan = self._plans[n]
+        plan = self._planned(n)
         ids = torch.zeros(len(logits), dtype=torch.int64, device=self._device)
         figures = torch.zeros((len(logits), FIGURES), device=self._device)
         for lanes in plan:
@@ -165,40 +181,52 @@ class Sampling:
             return choose.all_candidates(logits, group).drawn(draws.u)
         return choose.of_nucleus(logits, draws, self._vocab, ft, group)
 
+    def _planned(self, n: int) -> list[_Lanes]:
+        if n not in self._plans:
+            self._plans[n] = self._plan(n)
+        return self._plans[n]
+
     def _plan(self, n: int) -> list[_Lanes]:
-        """The lanes of slots 0..n-1 by how they choose."""
-        options = [row.options for row in self._processors.rows[:n]]
+        """The lanes of slots 0..n-1 by how they choose; those without a row do as others do."""
         kinds: dict[str, list[int]] = {}
-        for slot, own in enumerate(options):
-            first = slot * self.beams
-            kinds.setdefault(_kind(own), []).extend(range(first, first + self.beams))
-        most = max((o.top_k for o in options), default=0)
+        rows = self._processors.rows[:n]
+        own = {id(row.options): row.options for row in rows if row is not NOBODY}
+        most = max((o.top_k for o in own.values()), default=0)
+        asked = {key: _kind(options) for key, options in own.items()}
+        if len(set(asked.values())) == 1:
+            return [_Lanes(next(iter(asked.values())), None, most)]
+        for slot, row in enumerate(rows):
+            if row is not NOBODY:
+                lanes = kinds.setdefault(asked[id(row.options)], [])
+                lanes.extend(range(slot * self.beams, (slot + 1) * self.beams))
         return [
-            _Lanes(
-                kind,
-                None if len(kinds) == 1 else torch.tensor(lanes, device=self._device),
-                most,
-            )
+            _Lanes(kind, torch.tensor(lanes, device=self._device), most)
             for kind, lanes in kinds.items()
         ]
 
-    def harvest(self, slot: int) -> Generated:
-        """The hypotheses of a finished row, one a drawn answer in order; their score is their
+    def harvest(self, slots: Sequence[int]) -> Harvest:
+        """The hypotheses of finished rows, one a drawn answer in order; their score is their
         cum_logprob."""
-        options = self._processors.rows[slot].options
-        count = options.num_return_sequences
+        at = sent(slots, self._device, torch.int64)
+        rows = [self._processors.rows[slot] for slot in slots]
+        most = max(row.limit for row in rows)
+        figures = self._figures[at, :most].permute(0, 3, 2, 1)  # [n, 3, W, most]
+        kept = self._length[at], self._ids[at, :most].transpose(1, 2), figures
+        return Harvest(rows, kept, self._answer)
+
+    def _answer(self, row: SearchRow, lengths: Array, every: Array, figures: Array) -> Generated:
+        options = row.options
         found: list[Hypothesis] = []
-        gaps: list[tuple[int, float]] = []
-        lengths = self._length[slot, :count].tolist()
-        for lane, length in enumerate(lengths):
-            ids = self._ids[slot, :length, lane].tolist()
-            figures = self._figures[slot, :length, lane].tolist()
-            total = math.fsum(logprob for logprob, _, _ in figures)
-            shown = [logprob for _, logprob, _ in figures] if options.token_logprobs else None
-            reason = self._processors.reason(slot, ids)
-            found.append(Hypothesis(ids, total, total, reason, shown))
-            gaps += [(at, gap) for at, (_, _, gap) in enumerate(figures)]
-        return Generated(found, smallest_ties(gaps))
+        close: list[tuple[int, float]] = []
+        for lane, length in enumerate(lengths[: options.num_return_sequences].tolist()):
+            ids: list[int] = every[lane, :length].tolist()
+            logprobs, shown, gaps = figures[:, lane, :length]
+            total = math.fsum(logprobs.tolist())
+            own = shown.tolist() if options.token_logprobs else None
+            reason = self._processors.reason(row, ids)
+            found.append(Hypothesis(ids, total, total, reason, own))
+            close += [(int(i), float(gaps[i])) for i in np.flatnonzero(gaps < NEAR_TIE)]
+        return Generated(found, smallest_ties(close))
 
 
 def _kind(options: RowOptions) -> str:

@@ -1,23 +1,60 @@
 """Teacher-forced scoring of one chunk: packed rows in, log-probabilities of their tokens out.
 
 A row's last token is never an input, and logits are made at the scored positions only, in slices
-so that a large vocabulary stays small in memory. `device` calls it; the answers go to the rank's
-main thread.
+so that a large vocabulary stays small in memory. A GPU is given its work and is not waited for:
+`device` launches the next chunk before it takes the answers, which go to the rank's main thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from itertools import accumulate, chain, pairwise
 
+import numpy as np
 import torch
 
+from ftjob import kernels
 from ftjob.batching import Chunk
 from ftjob.comm import Comm
+from ftjob.decode.looks import Fetched
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.packing import Packing
 from ftjob.tasks.base import Scored, ScoreRequest
 
 LOGIT_BYTES = 1 << 28
+# Seconds between two looks at whether a GPU is done.
+LOOK_S = 0.0002
+# log-probabilities, most likely ids, gaps: [M] each
+Stats = tuple[torch.Tensor, ...]
+
+
+class Scoring:
+    """The answers to a chunk, as soon as its device has made them."""
+
+    def __init__(
+        self, requests: Sequence[ScoreRequest], order: Sequence[int], stats: Stats
+    ) -> None:
+        self._requests, self._order = requests, order
+        self._columns = [Fetched(column) for column in stats]
+
+    @property
+    def done(self) -> bool:
+        """Whether `answers` need not wait."""
+        return all(column.here for column in self._columns)
+
+    def answers(self, check: Callable[[], None]) -> list[Scored]:
+        """In the chunk's order. `check` is called again and again while the device works; it may
+        raise, but it must be no sign of life: a device that hangs has none."""
+        while not self.done:
+            check()
+            time.sleep(LOOK_S)
+        columns = [column.host.tolist() for column in self._columns]
+        rows = [self._requests[i] for i in self._order]
+        ends = accumulate((len(r.ids) - r.scored_from for r in rows), initial=0)
+        found = [Scored(*(c[a:b] for c in columns)) for a, b in pairwise(ends)]
+        answers = dict(zip(self._order, found, strict=True))
+        return [answers[i] for i in range(len(rows))]
 
 
 @torch.inference_mode()
@@ -27,59 +64,79 @@ def score_chunk(
     device: torch.device,
     pulse: Callable[[], None],
     before: torch.Tensor | None = None,
-) -> torch.Tensor | list[Scored]:
+) -> torch.Tensor | Scoring:
     """A chunk through one stage. `before` is what the stage before gave, [N, H]; None on the first.
 
-    Gives [N, H] for the next stage, or on the last one the answers, in the chunk's order.
+    Gives [N, H] for the next stage, or on the last one the answers; on a GPU both are still being
+    computed.
     """
     requests = [r for r in chunk.requests if isinstance(r, ScoreRequest)]
     order = sorted(range(len(requests)), key=lambda i: -len(requests[i].ids))
     rows = [requests[i] for i in order]
-    packing = Packing.of([len(r.ids) - 1 for r in rows], [r.scored_from - 1 for r in rows], device)
-    if before is None:
-        before = torch.tensor([t for r in rows for t in r.ids[:-1]], device=device)
-    hidden: torch.Tensor = stage(before, packing, pulse)
+    ids = np.array(list(chain.from_iterable(r.ids[:-1] for r in rows)))
+    targets = np.array(list(chain.from_iterable(r.ids[r.scored_from :] for r in rows)))
+    packing, (inputs, wanted) = Packing.beside(
+        [ids, targets],
+        [len(r.ids) - 1 for r in rows],
+        [r.scored_from - 1 for r in rows],
+        device,
+        fill=True,
+    )
+    hidden: torch.Tensor = stage(inputs if before is None else before, packing, pulse)
     if not stage.last:
         return hidden
-    targets = torch.tensor([t for r in rows for t in r.ids[r.scored_from :]], device=device)
     step = max(1, LOGIT_BYTES // (4 * stage.head_weight.shape[0]))
     parts = []
-    for start in range(0, hidden.shape[0], step):
-        logits = stage.logits(hidden[start : start + step])
-        parts.append(token_stats(logits, targets[start : start + step], stage.group))
+    for own, asked in zip(torch.split(hidden, step), torch.split(wanted, step), strict=True):
+        parts.append(token_stats(stage.scores(own), asked, stage.group, stage.true_columns))
         pulse()
-    logprobs, best, gaps = (torch.cat(column).tolist() for column in zip(*parts, strict=True))
-    answers: dict[int, Scored] = {}
-    at = 0
-    for i, request in zip(order, rows, strict=True):
-        end = at + len(request.ids) - request.scored_from
-        answers[i] = Scored(logprobs[at:end], best[at:end], gaps[at:end])
-        at = end
-    return [answers[i] for i in range(len(order))]
+    return Scoring(requests, order, tuple(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def token_stats(
-    logits: torch.Tensor, targets: torch.Tensor, group: Comm
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From f32 logits [M, V/T] of a vocabulary cut over `group`, and target ids [M]:
-    log-probability of the target [M], the most likely id [M] (the lowest of equals), and the gap
-    of the two highest logits [M]. Overwrites `logits`.
+    scores: torch.Tensor, targets: torch.Tensor, group: Comm, true: int | None = None
+) -> Stats:
+    """From logits [M, V/T] of a vocabulary cut over `group`, and target ids [M]: log-probability of
+    the target [M] f32, the most likely id [M] (the lowest of equals), and the gap of the two
+    highest logits [M] f32. Columns from `true` on are padding. May overwrite `scores`.
     """
-    columns = logits.shape[1]
+    columns = scores.shape[1]
     local = targets - group.rank * columns
-    held = (local >= 0) & (local < columns)
-    at_target = logits.gather(1, local.where(held, 0).unsqueeze(1)).squeeze(1)
-    at_target = group.all_reduce(at_target.where(held, 0.0))
-    best = logits.argmax(dim=1, keepdim=True)
-    top = logits.gather(1, best).squeeze(1)
+    at_target, top, second, total, best = _row_stats(
+        scores, local, columns if true is None else true
+    )
+    if group.size == 1:
+        return at_target - top - total.log(), best, top - second
+    at_target = group.all_reduce(at_target)
     highest = group.all_reduce(top.clone(), "max")
-    weights = group.all_reduce((logits - highest.unsqueeze(1)).exp_().sum(dim=1))
+    weights = group.all_reduce(total * (top - highest).exp())
     logprobs = at_target - highest - weights.log()
-    second = logits.scatter_(1, best, -torch.inf).amax(dim=1)
-    best = best.squeeze(1) + group.rank * columns
+    best = best + group.rank * columns
     tops, seconds, ids = (group.all_gather(t) for t in (top, second, best))  # [T, M]
     owner = torch.where(tops == highest, ids, torch.iinfo(torch.int64).max).argmin(dim=0)
     winner = ids.gather(0, owner.unsqueeze(0)).squeeze(0)
     others = tops.scatter(0, owner.unsqueeze(0), -torch.inf)
     runner_up = torch.maximum(others.amax(dim=0), seconds.amax(dim=0))
     return logprobs, winner, highest - runner_up
+
+
+def _row_stats(
+    scores: torch.Tensor, targets: torch.Tensor, true: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `kernels/token_stats.row_stats` gives, there by the kernel."""
+    if kernels.used(scores.device):
+        # imported here because a machine without a GPU may be without triton
+        from ftjob.kernels.token_stats import row_stats
+
+        return row_stats(scores, targets, true)
+    logits = scores.float()
+    if true < logits.shape[1]:
+        logits[:, true:] = -torch.inf
+    held = (targets >= 0) & (targets < true)
+    at_target = logits.gather(1, targets.where(held, 0).unsqueeze(1)).squeeze(1).where(held, 0.0)
+    best = logits.argmax(dim=1, keepdim=True)
+    top = logits.gather(1, best)
+    total = (logits - top).exp_().sum(dim=1)
+    top = top.squeeze(1)
+    second = logits.scatter_(1, best, -torch.inf).amax(dim=1)
+    return at_target, top, second, total.where(top > -torch.inf, 0.0), best.squeeze(1)

@@ -2,12 +2,12 @@
 
 A slot holds one row, with all its beams, at its own number of steps. The generate loop makes the
 logits of the first n slots, the search chooses the next tokens and says which rows are finished,
-and a finished row's `Generated` is harvested once. Nothing but `harvest` waits for the device.
+and a finished row's `Generated` is harvested once. Nothing but a `Harvest` waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ import torch
 from ftjob.comm import Comm
 from ftjob.config.groups import DecodeConfig
 from ftjob.config.options import DEFAULTS, RowOptions
+from ftjob.decode.looks import Fetched
 from ftjob.tasks.base import NEAR_TIE, Generated, GenerateRequest
 
 
@@ -50,6 +51,24 @@ class SearchRow:
         return cls(request.max_new_tokens, context, options, request.draw)
 
 
+class Harvest:
+    """Answers on their way to the host: `answer` makes one of a row and what was kept of it."""
+
+    def __init__(
+        self,
+        rows: Sequence[SearchRow],
+        kept: Sequence[torch.Tensor],
+        answer: Callable[..., Generated],
+    ) -> None:
+        self._rows, self._answer = rows, answer
+        self._kept = [Fetched(each) for each in kept]
+
+    def __call__(self, check: Callable[[], None] = lambda: None) -> list[Generated]:
+        """The answers; `check` is called while the device works, see `Fetched.take`."""
+        held = [each.take(check).numpy() for each in self._kept]
+        return [self._answer(*row) for row in zip(self._rows, *held, strict=True)]
+
+
 class Search(Protocol):
     """Chooses tokens. Slots at work are always the first n; a row's answer depends on its own
     logits alone, never on its slot or its neighbours."""
@@ -69,8 +88,16 @@ class Search(Protocol):
         """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten. A row
         that is finished already stays as it is."""
 
-    def harvest(self, slot: int) -> Generated:
-        """The answer of a finished row; waits for the device."""
+    def clear(self, first: int, stop: int) -> None:
+        """The slots first..stop-1 hold no rows any more, and may be stepped all the same."""
+
+    def kind(self, n: int) -> Hashable | None:
+        """What `advance` over n slots depends on beside the tensors it works on: while it stays
+        the same the same is done to the same tensors. None where rows ask for what changes from
+        step to step."""
+
+    def harvest(self, slots: Sequence[int]) -> Harvest:
+        """The answers of finished rows, on their way: the slots may be moved over at once."""
 
 
 def make_search(

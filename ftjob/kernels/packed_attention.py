@@ -29,7 +29,7 @@ def packed_attention(
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(q k^T * scale + bias) v of each row: q [M, heads * size], kv [N, 2 * heads * size]
-    (both may be columns of a wider tensor) -> [M, heads * size].
+    (both may be columns of a wider tensor) -> [M, heads * size], 0 where a query has no keys.
 
     `causal` hides later keys. `bias` f32 [heads, 2 * reach + 1] is added by the distance key -
     query, beyond `reach` that of the end. Sums are f32; f32 products are exact to f32.
@@ -121,5 +121,6 @@ def _attend(
         v = tl.load(base[:, None] + width + columns[None, :], mask=mask, other=0.0)
         product = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         sums = sums * shrink[:, None] + product
-    answer = (sums / total[:, None]).to(out.dtype.element_ty)
+    # queries without keys only fill up: zeros
+    answer = (sums / tl.where(total > 0, total, 1.0)[:, None]).to(out.dtype.element_ty)
     tl.store(out + where * width + (head * SIZE + columns)[None, :], answer, mask=mine)

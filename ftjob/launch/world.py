@@ -6,14 +6,22 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ftjob.config.groups import ClusterConfig
 from ftjob.errors import ConfigError, WrongWorld
+from ftjob.launch.nvml import free_bytes
 from ftjob.plan import Machine
 
+# How long a thread waits for the interpreter until it asks for it. A device's thread lets go of it
+# in every operation, and must not wait as long each time while the main thread writes answers.
+SWITCH_S = 1e-4
+# Of a GPU's free memory: what CUDA, its libraries and captured steps take before any tensor of
+# ours, and the share of the rest that is planned with, for the allocator's gaps.
+GPU_CONTEXT_BYTES, GPU_SHARE = 1_500_000_000, 0.95
 ASSUMED_GPU_BYTES = 80_000_000_000
 
 
@@ -126,11 +134,13 @@ def make_machine(
                 raise ConfigError(
                     f"cluster.devices_per_node={wanted}: {found} GPUs are visible to rank {rank}."
                 )
-    memory, source = _memory(cluster, device, max(counts))
+    memory, source = _memory(cluster, device, max(counts), env)
     return Machine(tuple(counts), device, memory, source)
 
 
-def _memory(cluster: ClusterConfig, device: str, devices: int) -> tuple[int, str]:
+def _memory(
+    cluster: ClusterConfig, device: str, devices: int, env: Mapping[str, str]
+) -> tuple[int, str]:
     """Bytes a device may fill, and where the number comes from."""
     if not isinstance(cluster.memory_gb, str):
         return int(cluster.memory_gb * 1e9), "cluster.memory_gb"
@@ -139,12 +149,17 @@ def _memory(cluster: ClusterConfig, device: str, devices: int) -> tuple[int, str
         found = re.search(r"MemAvailable:\s+(\d+) kB", text)
         total = int(found.group(1)) * 1024 if found else 8_000_000_000
         return total // devices, "this machine's free memory shared by its devices"
-    return ASSUMED_GPU_BYTES, "assumed; set cluster.memory_gb"
+    free = free_bytes(env)
+    if not free:
+        return ASSUMED_GPU_BYTES, "assumed; set cluster.memory_gb"
+    usable = min(free[:devices]) - GPU_CONTEXT_BYTES
+    return max(0, int(GPU_SHARE * usable)), "free on this node's GPUs, but for a reserve"
 
 
 def set_thread_environment(devices: int, env: MutableMapping[str, str]) -> None:
-    """Share this process's cores among the `devices` that run on them. To be called before torch
-    is imported, whose OpenMP reads the variables once; the user's own settings stand.
+    """Share this process's cores among the `devices` that run on them, and its interpreter among
+    their threads. To be called before torch is imported, whose OpenMP reads the variables once; the
+    user's own settings stand.
 
     Waiting threads sleep instead of spinning: on cores shared with other work, spinning made
     scoring over four times slower (882 against 3850 tokens/s), on free cores it gains nothing.
@@ -152,3 +167,4 @@ def set_thread_environment(devices: int, env: MutableMapping[str, str]) -> None:
     cores = len(os.sched_getaffinity(0))
     env.setdefault("OMP_NUM_THREADS", str(max(1, cores // devices)))
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.setswitchinterval(SWITCH_S)

@@ -1,14 +1,14 @@
 """Attention in its four forms: causal over packed rows, both ways over an encoder's rows, over the
 cache of decode steps, and from there to the source.
 
-`decoder` and `seq2seq` call it in every layer; `packing` says how rows lie, `StepView` what a step
-of the cache may see.
+`decoder` and `seq2seq` call it in every layer; `packing` says how rows lie, a `Sight` looks at what
+the lanes of a decode step may see, in the way of its device (`decode/lanes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,76 +16,30 @@ from torch import nn
 
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
-from ftjob.model.layers import Kind, Linear, RowLinear, WeightFormat
+from ftjob.model.layers import Kind, Linear, Residual, RowLinear, WeightFormat
 from ftjob.model.packing import Blocks, Group, Packing, SourcePacking
+from ftjob.model.relative import RelativeBias
+
+# Takes the keys and values [N, 2 * heads * size] that a layer of the stage makes of tokens read.
+Keep = Callable[[int, torch.Tensor], None]
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Keys and values of one layer: [2, rows, heads, columns, size]."""
+class Sight(Protocol):
+    """What the lanes of a decode step see: their rows so far and, behind an encoder, its output."""
 
-    both: torch.Tensor
+    @property
+    def positions(self) -> torch.Tensor | None:
+        """The places [N] of the lanes' tokens in their rows, where the model has such."""
 
-    def put(self, rows: torch.Tensor, columns: torch.Tensor, kv: torch.Tensor) -> None:
-        """Keep [M, 2 * heads * size] at (rows [M], columns [M])."""
-        _, _, heads, _, size = self.both.shape
-        self.both[:, rows, :, columns] = kv.reshape(-1, 2, heads, size)
+    def biased(self, bias: RelativeBias) -> Sight:
+        """The same with the biases of relative positions added to the scores of rows so far."""
 
-    def put_step(self, view: StepView, kv: torch.Tensor) -> None:
-        """Keep a step's [n * lanes, 2 * heads * size] in the columns of that step."""
-        _, _, heads, _, size = self.both.shape
-        new = kv.view(view.rows, view.lanes, 2, heads, size).permute(2, 0, 3, 1, 4)
-        self.both[:, : view.rows, :, view.column : view.keys] = new
+    def own(self, layer: int, qkv: torch.Tensor, scale: float) -> torch.Tensor:
+        """Keep a layer's keys and values of the step, and look at the rows so far, the step
+        included: [N, 3 * heads * size] -> [N, heads * size]."""
 
-
-@dataclass(frozen=True)
-class StepView:
-    """What a decode step of `rows` rows, of so many lanes each, sees of their cache.
-
-    Of the first `keys` columns those from `column` on are its own, one a lane. `positions`
-    [rows * lanes] are the lanes' places in their rows, where the model has such. `mask`
-    [rows or 1, 1 or heads, lanes or 1, keys] f32 is added to the scores: -inf where a lane must not
-    look. `distances` [keys] counts steps back to each column. `sources` [rows, 1, 1, source] is the
-    mask of the source. Without a mask all is seen. `kept` and `across` have a `Kept` for each layer
-    of the stage, of the row so far and of the source.
-    """
-
-    rows: int
-    lanes: int
-    column: int
-    keys: int
-    positions: torch.Tensor | None
-    mask: torch.Tensor | None
-    distances: torch.Tensor | None
-    sources: torch.Tensor | None
-    kept: Sequence[Kept]
-    across: Sequence[Kept]
-
-
-def look(
-    q: torch.Tensor, kept: Kept, rows: int, keys: int, mask: torch.Tensor | None, scale: float
-) -> torch.Tensor:
-    """A few queries a row over the first `keys` columns: q [n * lanes, heads * size] -> the same.
-
-    Plain products: for one query over few keys torch's fused attention is slower on a CPU, and for
-    more it is no faster (`eval/bench/cpu_parts`).
-    """
-    _, _, heads, _, size = kept.both.shape
-    k, v = kept.both[:, :rows, :, :keys].flatten(1, 2).unbind(0)  # [n * heads, keys, size]
-    q = (q if scale == 1.0 else q * scale).view(rows, -1, heads, size).transpose(1, 2)
-    lanes = q.shape[2]
-    scores = torch.bmm(q.reshape(-1, lanes, size), k.transpose(1, 2)).float()
-    scores = scores.view(rows, heads, lanes, keys)
-    if mask is not None:
-        scores.add_(mask)
-    weights = scores.softmax(dim=-1).to(v.dtype).flatten(0, 1)
-    out = torch.bmm(weights, v).view(rows, heads, lanes, size)
-    return out.transpose(1, 2).reshape(-1, heads * size)
-
-
-def _split_by(x: torch.Tensor, views: Sequence[StepView]) -> tuple[torch.Tensor, ...]:
-    """[N, ...] -> the lanes of each view."""
-    return torch.split(x, [view.rows * view.lanes for view in views])
+    def source(self, layer: int, q: torch.Tensor, scale: float) -> torch.Tensor:
+        """Look at the source: [N, heads * size] -> the same."""
 
 
 class Attention(nn.Module):
@@ -105,14 +59,13 @@ class Attention(nn.Module):
         x: torch.Tensor,
         packing: Packing,
         only_wanted: bool,
-        kept: tuple[Kept, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
+        keep: Callable[[torch.Tensor], None] | None = None,
+    ) -> Residual:
         """residual + causal attention of the normed x: [N, H], or [M, H] at the wanted positions
-        alone with the residual already there. Keys and values are `kept` besides, at the rows [N]
-        of their tokens."""
+        alone with the residual already there. `keep` gets the keys and values besides."""
         qkv = self.qkv(x)
-        if kept is not None:
-            kept[0].put(kept[1], packing.positions, qkv[:, self.width :])
+        if keep is not None:
+            keep(qkv[:, self.width :])
         if packing.blocks is not None:
             assert packing.wanted_blocks is not None
             q = qkv[packing.wanted, : self.width] if only_wanted else qkv[:, : self.width]
@@ -122,9 +75,10 @@ class Attention(nn.Module):
         parts = [attend(qkv[g.start : g.stop], g) for g in packing.groups]
         return self.out.add_to(residual, parts[0] if len(parts) == 1 else torch.cat(parts))
 
-    def keep(self, x: torch.Tensor, packing: Packing, kept: tuple[Kept, torch.Tensor]) -> None:
-        """Only keep keys and values of the normed x [N, H]."""
-        kept[0].put(kept[1], packing.positions, self.qkv(x)[:, self.width :])
+    def keys_values(self, x: torch.Tensor) -> torch.Tensor:
+        """Only the keys and values of the normed x: [N, H] -> [N, 2 * heads * size]."""
+        both: torch.Tensor = self.qkv(x)[:, self.width :]
+        return both
 
     def both_ways(
         self,
@@ -132,7 +86,7 @@ class Attention(nn.Module):
         x: torch.Tensor,
         packing: SourcePacking,
         masks: list[torch.Tensor],
-    ) -> torch.Tensor:
+    ) -> Residual:
         """residual + attention of the normed x over whole rows: [N, H]. `masks` has for each group
         what is added to its scores, [1 or rows, heads, width, width]; for blocks, alone, the
         biases of all distances, [heads, 2 * reach + 1]."""
@@ -151,19 +105,10 @@ class Attention(nn.Module):
             parts.append(out if g.keep is None else out[g.keep])
         return self.out.add_to(residual, parts[0] if len(parts) == 1 else torch.cat(parts))
 
-    def step(
-        self, residual: torch.Tensor, x: torch.Tensor, views: Sequence[StepView], layer: int
-    ) -> torch.Tensor:
-        """residual + attention of a decode step over the cache of this layer of the stage, which
-        gets its keys and values first: [N, H], the lanes of one view after the other's."""
-        qkv = self.qkv(x)
-        parts = []
-        for own, view in zip(_split_by(qkv, views), views, strict=True):
-            kept = view.kept[layer]
-            kept.put_step(view, own[:, self.width :])
-            q = own[:, : self.width]
-            parts.append(look(q, kept, view.rows, view.keys, view.mask, self.scale))
-        return self.out.add_to(residual, parts[0] if len(parts) == 1 else torch.cat(parts))
+    def step(self, residual: torch.Tensor, x: torch.Tensor, sight: Sight, layer: int) -> Residual:
+        """residual + attention of a decode step over the rows so far, which get its keys and
+        values first; `layer` is this one's place in the stage: [N, H]."""
+        return self.out.add_to(residual, sight.own(layer, self.qkv(x), self.scale))
 
     def _blockwise(
         self, q: torch.Tensor, qkv: torch.Tensor, blocks: Blocks, bias: torch.Tensor | None
@@ -214,19 +159,6 @@ class CrossAttention(nn.Module):
         self.kv = Linear(arch.hidden, 2 * width, weights, kind, bias=arch.biases)
         self.out = RowLinear(width, arch.hidden, weights, kind, group, bias=arch.biases)
 
-    def keep(
-        self, encoded: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, kept: Kept
-    ) -> None:
-        """Keep keys and values of the encoder's output [N, H] at (rows [N], positions [N])."""
-        kept.put(rows, positions, self.kv(encoded))
-
-    def step(
-        self, residual: torch.Tensor, x: torch.Tensor, views: Sequence[StepView], layer: int
-    ) -> torch.Tensor:
+    def step(self, residual: torch.Tensor, x: torch.Tensor, sight: Sight, layer: int) -> Residual:
         """residual + attention of the normed x over the source: [N, H]."""
-        parts = []
-        for q, view in zip(_split_by(self.q(x), views), views, strict=True):
-            across = view.across[layer]
-            columns = across.both.shape[3]
-            parts.append(look(q, across, view.rows, columns, view.sources, self.scale))
-        return self.out.add_to(residual, parts[0] if len(parts) == 1 else torch.cat(parts))
+        return self.out.add_to(residual, sight.source(layer, self.q(x), self.scale))

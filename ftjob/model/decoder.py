@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
-from ftjob.model.attention import Attention, Kept, StepView
-from ftjob.model.layers import Kind, Mlp, WeightFormat, make_norm
+from ftjob.model.attention import Attention, Keep, Sight
+from ftjob.model.layers import Kind, Mlp, Residual, WeightFormat, make_norm
 from ftjob.model.packing import Packing
 from ftjob.model.stage import Entry, Part, Stage
 
@@ -30,20 +31,22 @@ class Layer(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,
+        x: Residual,
         packing: Packing,
         only_wanted: bool,
-        kept: tuple[Kept, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
+        keep: Callable[[torch.Tensor], None] | None = None,
+    ) -> Residual:
         """[N, H] -> [N, H], or [M, H]: after the last layer only the wanted positions matter."""
-        residual = x[packing.wanted] if only_wanted else x
-        x = self.attention.add_to(residual, self.attention_norm(x), packing, only_wanted, kept)
-        return self.mlp.add_to(x, self.mlp_norm(x))
+        residual, normed = self.attention_norm.add(x)
+        if only_wanted:
+            residual = residual[packing.wanted]
+        x = self.attention.add_to(residual, normed, packing, only_wanted, keep)
+        return self.mlp.add_to(*self.mlp_norm.add(x))
 
-    def step(self, x: torch.Tensor, views: Sequence[StepView], layer: int) -> torch.Tensor:
-        """[N, H] -> [N, H], over the cache of this layer of the stage."""
-        x = self.attention.step(x, self.attention_norm(x), views, layer)
-        return self.mlp.add_to(x, self.mlp_norm(x))
+    def step(self, x: Residual, sight: Sight, layer: int) -> Residual:
+        """[N, H] -> [N, H]; `layer` is this one's place in the stage."""
+        x = self.attention.step(*self.attention_norm.add(x), sight, layer)
+        return self.mlp.add_to(*self.mlp_norm.add(x))
 
 
 class DecoderStage(Stage):
@@ -64,43 +67,35 @@ class DecoderStage(Stage):
         Gives [N, H], or on the last stage [M, H] at the wanted positions, normed for `logits`.
         `pulse` is called after each layer, as a sign of life.
         """
-        if self.first:
-            x = self.embed(x, packing.positions)
+        residual = Residual(self.embed(x, packing.positions) if self.first else x)
         for layer in self.stack:
-            x = layer(x, packing, only_wanted=layer is self.final)
+            residual = layer(residual, packing, only_wanted=layer is self.final)
             pulse()
-        return self.norm(x) if self.last else x
+        return self.handed_on(residual)
 
     def enter(
-        self, x: torch.Tensor, entry: Entry, kept: Sequence[Kept], pulse: Callable[[], None]
+        self, x: torch.Tensor, entry: Entry, keep: Keep, pulse: Callable[[], None]
     ) -> torch.Tensor:
-        """Prompts but for their last token, which is the first step's: the cache gets their keys
-        and values, and nobody needs what the last layer makes of them."""
+        """Prompts but for their last token, which is the first step's: their keys and values are
+        kept, and nobody needs what the last layer makes of them."""
         lengths = [n for n in entry.lengths if n]
-        packing = Packing.of(lengths, [n - 1 for n in lengths], x.device)
-        counts = torch.tensor(lengths, device=x.device)
-        rows = torch.arange(len(lengths), device=x.device).repeat_interleave(counts)
-        if self.first:
-            x = self.embed(x, packing.positions)
-        for layer, own in zip(self.stack, kept, strict=True):
+        last = [n - 1 for n in lengths]
+        packing, _ = Packing.beside([], lengths, last, x.device, fill=True)
+        residual = Residual(self.embed(x, packing.positions) if self.first else x)
+        for i, layer in enumerate(self.stack):
             if layer is self.final:
-                layer.attention.keep(layer.attention_norm(x), packing, (own, rows))
+                keep(i, layer.attention.keys_values(layer.attention_norm.add(residual)[1]))
             else:
-                x = layer(x, packing, False, (own, rows))
+                residual = layer(residual, packing, False, partial(keep, i))
             pulse()
-        return x
+        return residual.total()
 
-    def step(
-        self,
-        x: torch.Tensor,
-        views: Sequence[StepView],
-        pulse: Callable[[], None],
-    ) -> torch.Tensor:
+    def step(self, x: torch.Tensor, sight: Sight, pulse: Callable[[], None]) -> torch.Tensor:
         """A token of every lane: ids [N] on the first stage, else [N, H], to [N, H]."""
         if self.first:
-            places = [v.positions for v in views if v.positions is not None]
-            x = self.embed(x, torch.cat(places) if places else None)
+            x = self.embed(x, sight.positions)
+        residual = Residual(x)
         for i, layer in enumerate(self.stack):
-            x = layer.step(x, views, i)
+            residual = layer.step(residual, sight, i)
             pulse()
-        return self.norm(x) if self.last else x
+        return self.handed_on(residual)

@@ -6,12 +6,15 @@ them from the stream of cut tensors. x is packed throughout: [N, H], N tokens of
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ftjob import kernels
 from ftjob.comm import Comm
 from ftjob.kernels import linear_cpu
 from ftjob.model.arch import Activation, Arch
@@ -25,6 +28,23 @@ _PIECE = 1 << 16
 def parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
     """An uninitialised parameter without gradient."""
     return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The residual stream [N, H]: `held`, and a product [N, H] yet to be added to it with its bias
+    [H]. The norm that comes next adds it in its own pass on a GPU; elsewhere there is none, it was
+    added when it was made."""
+
+    held: torch.Tensor
+    product: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+    def total(self) -> torch.Tensor:
+        """All of it as one tensor [N, H]."""
+        if self.product is None:
+            return self.held
+        return self.held + (self.product if self.bias is None else self.product + self.bias)
 
 
 class Linear(nn.Module):
@@ -101,7 +121,20 @@ class Linear(nn.Module):
         """[N, in] -> [N, out]."""
         if self.packed:
             return linear_cpu.linear(x, self._blocks, self.bias, activation=self.activation)
+        if self.bias is not None and self._fuses(x):
+            gelu = self.activation == "gelu_tanh"
+            return torch._addmm_activation(self.bias, x, self.weight.t(), use_gelu=gelu)
         return activate(self.product(x, self.bias), self.activation)
+
+    def _fuses(self, x: torch.Tensor) -> bool:
+        """Whether cuBLAS applies the activation to the sums of the product, before they are
+        rounded. Its GELU is the tanh approximation, in f32 off by more than rounding."""
+        return (
+            self.activation in ("gelu_tanh", "relu")
+            and x.device.type == "cuda"
+            and x.dtype in (torch.float16, torch.bfloat16)
+            and self.weight.dtype == x.dtype
+        )
 
 
 class RowLinear(Linear):
@@ -121,43 +154,68 @@ class RowLinear(Linear):
         super().__init__(inputs, outputs, weights, kind, bias=bias)
         self.group = group
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> Residual:
         """residual + sum over the group of x W^T, + b: [N, out] on every rank."""
         x = x.to(residual.dtype)
-        if self.group.size > 1:
-            y = self.group.all_reduce(self.product(x, None))
-            return residual + (y if self.bias is None else y + self.bias)
-        if self.packed:
-            return linear_cpu.linear(x, self._blocks, self.bias, residual=residual)
-        return residual + self.product(x, self.bias)
+        if self.packed and self.group.size == 1:
+            return Residual(linear_cpu.linear(x, self._blocks, self.bias, residual=residual))
+        if self.group.size == 1 and not kernels.used(x.device):
+            return Residual(residual + self.product(x, self.bias))
+        y = self.product(x, None)
+        added = Residual(
+            residual, self.group.all_reduce(y) if self.group.size > 1 else y, self.bias
+        )
+        return added if kernels.used(x.device) else Residual(added.total())
 
 
-class LayerNorm(nn.Module):
-    """Normalise over the last axis, then scale and shift."""
+class Norm(nn.Module):
+    """Normalises the residual stream over its last axis. The result has the weight's dtype."""
 
     def __init__(self, width: int, eps: float, kind: Kind) -> None:
         super().__init__()
         dtype, device = kind
         self.eps = eps
         self.weight = parameter(width, dtype=dtype, device=device)
-        self.bias = parameter(width, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def add(self, residual: Residual) -> tuple[torch.Tensor, torch.Tensor]:
+        """The stream [N, H] with all added to it, and its norm [N, H]."""
+        if kernels.used(residual.held.device):
+            return self._in_one_pass(residual)
+        total = residual.total()
+        return total, self.normed(total)
+
+    @abstractmethod
+    def normed(self, x: torch.Tensor) -> torch.Tensor:
+        """The norm of x [N, H] in plain PyTorch."""
+
+    def _in_one_pass(self, residual: Residual) -> tuple[torch.Tensor, torch.Tensor]:
+        """The GPU's kernel."""
+        # imported here because a machine without a GPU may be without triton
+        from ftjob.kernels.add_norm import add_norm
+
+        bias = self.bias if isinstance(self, LayerNorm) else None
+        held, product, last = residual.held, residual.product, residual.bias
+        centred = bias is not None
+        return add_norm(held, product, last, self.weight, bias, self.eps, centred=centred)
+
+
+class LayerNorm(Norm):
+    """Normalise over the last axis, then scale and shift."""
+
+    def __init__(self, width: int, eps: float, kind: Kind) -> None:
+        super().__init__(width, eps, kind)
+        self.bias = parameter(width, dtype=kind[0], device=kind[1])
+
+    def normed(self, x: torch.Tensor) -> torch.Tensor:
         """[N, H] -> [N, H]."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-class RmsNorm(nn.Module):
+class RmsNorm(Norm):
     """Divide by the root mean square over the last axis, then scale: no mean, no shift (Zhang and
-    Sennrich 2019). Computed in f32; the result has the weight's dtype."""
+    Sennrich 2019). Computed in f32."""
 
-    def __init__(self, width: int, eps: float, kind: Kind) -> None:
-        super().__init__()
-        dtype, device = kind
-        self.eps = eps
-        self.weight = parameter(width, dtype=dtype, device=device)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def normed(self, x: torch.Tensor) -> torch.Tensor:
         """[N, H] -> [N, H]."""
         if x.dtype == self.weight.dtype == torch.float32:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
@@ -165,7 +223,7 @@ class RmsNorm(nn.Module):
         return normed.to(self.weight.dtype) * self.weight
 
 
-def make_norm(arch: Arch, kind: Kind) -> nn.Module:
+def make_norm(arch: Arch, kind: Kind) -> Norm:
     """The norm of the model, over the hidden size."""
     chosen = RmsNorm if arch.norm == "rms" else LayerNorm
     return chosen(arch.hidden, arch.norm_eps, kind)
@@ -225,7 +283,7 @@ class Mlp(nn.Module):
         self.up = Linear(arch.hidden, columns, weights, kind, fused, bias=arch.biases)
         self.down = RowLinear(inner, arch.hidden, weights, kind, group, bias=arch.biases)
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> Residual:
         """residual + MLP of the normed x: [N, H]."""
         x = self.up(x).to(residual.dtype)  # gated: [N, 2F], else [N, F]
         if self.gate is not None:

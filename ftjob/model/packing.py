@@ -14,16 +14,32 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ftjob import kernels
+from ftjob.model.arrays import Array, to_device
+
 # Rows share a group while the shortest has at least this share of the longest one's tokens.
 FILL = 0.8
 # Queries of a block, at most.
 QUERIES = 64
 
 
+def padded(count: int) -> int:
+    """So many rows a GPU's products have for `count` rows: at least as many, of few sizes.
+
+    cuBLAS chooses an algorithm for every new size, which takes as long as a hundred products of
+    it, and torch's allocator finds blocks of a known size at once. From 2048 rows on a multiple
+    of 256, below four sizes an octave: more would be wasted there, but small products wait for
+    their weights anyway.
+    """
+    step = 256 if count > 2048 else max(16, (1 << (count - 1).bit_length()) // 8)
+    return -(-count // step) * step
+
+
 @dataclass(frozen=True)
 class Blocks:
     """What each program of the GPU's kernel does: int32 [programs, 5], its first query, how many
-    queries, the place of the first in its row, the row's first key, and how many keys it has."""
+    queries, the place of the first in its row, the row's first key, and how many keys it has.
+    `queries` counts them all; those that only fill up have no key, and get zeros."""
 
     table: torch.Tensor
     queries: int
@@ -32,21 +48,29 @@ class Blocks:
     def of(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> Blocks:
         """Rows behind each other with so many queries and keys each; queries are a row's last
         positions, at most as many as keys."""
-        counts, lengths = np.asarray(queries, np.int64), np.asarray(keys, np.int64)
-        programs = -(-counts // QUERIES)
-        row = np.repeat(np.arange(len(counts)), programs)
-        within = np.arange(len(row)) - np.repeat(programs.cumsum() - programs, programs)
-        done = within * QUERIES
-        first_query, first_key = counts.cumsum() - counts, lengths.cumsum() - lengths
-        columns = (
-            first_query[row] + done,
-            np.minimum(QUERIES, counts[row] - done),
-            lengths[row] - counts[row] + done,
-            first_key[row],
-            lengths[row],
-        )
-        table = torch.from_numpy(np.stack(columns, axis=1).astype(np.int32))
-        return Blocks(table.to(device), int(counts.sum()))
+        (table,) = to_device([block_table(queries, keys)], device)
+        return Blocks(table, sum(queries))
+
+
+def block_table(queries: Sequence[int], keys: Sequence[int], total: int = 0) -> Array:
+    """The table of `Blocks.of`, with queries without keys behind them up to `total`."""
+    counts, lengths = np.asarray(queries, np.int64), np.asarray(keys, np.int64)
+    filling = total - int(counts.sum())
+    if filling > 0:
+        counts, lengths = np.append(counts, filling), np.append(lengths, 0)
+    programs = -(-counts // QUERIES)
+    row = np.repeat(np.arange(len(counts)), programs)
+    within = np.arange(len(row)) - np.repeat(programs.cumsum() - programs, programs)
+    done = within * QUERIES
+    first_query, first_key = counts.cumsum() - counts, lengths.cumsum() - lengths
+    columns = (
+        first_query[row] + done,
+        np.minimum(QUERIES, counts[row] - done),
+        np.where(lengths[row] > 0, lengths[row] - counts[row] + done, 0),
+        first_key[row],
+        lengths[row],
+    )
+    return np.stack(columns, axis=1).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -75,7 +99,8 @@ class Group:
 class Packing:
     """Rows behind each other in one axis of N tokens, longest first; M of the N are wanted.
 
-    On a GPU there are no groups but blocks, of all positions and of those that are wanted."""
+    On a GPU there are no groups but blocks, of all positions and of those that are wanted. N and M
+    may be `padded` there: behind the rows come tokens at position 0 that see nothing."""
 
     positions: torch.Tensor
     wanted: torch.Tensor
@@ -90,22 +115,50 @@ class Packing:
         Raises:
             ValueError: where lengths are not in falling order or a row wants nothing.
         """
+        return Packing.beside([], lengths, wanted_from, device, fill=False)[0]
+
+    @staticmethod
+    def beside(
+        arrays: Sequence[Array],
+        lengths: Sequence[int],
+        wanted_from: Sequence[int],
+        device: torch.device,
+        *,
+        fill: bool,
+    ) -> tuple[Packing, list[torch.Tensor]]:
+        """The same, and other arrays [N] or [M] of the host, all on the device in one copy. `fill`
+        pads N and M there, with zeros, where the GPU's kernels are used.
+
+        Raises:
+            ValueError: as `of`.
+        """
         _check_order(lengths)
         if any(not 0 <= w < n for w, n in zip(wanted_from, lengths, strict=True)):
             raise ValueError("every row must want at least one of its positions")
-        starts = torch.tensor([0, *lengths]).cumsum(0)[:-1]
-        sizes = torch.tensor(lengths)
-        positions = torch.arange(int(sizes.sum())) - starts.repeat_interleave(sizes)
-        wanted = (positions >= torch.tensor(wanted_from).repeat_interleave(sizes)).nonzero()
-        positions, wanted = positions.to(device), wanted.squeeze(1).to(device)
-        if device.type == "cuda":
-            last = [n - first for n, first in zip(lengths, wanted_from, strict=True)]
-            every = Blocks.of(lengths, lengths, device)
-            return Packing(positions, wanted, (), every, Blocks.of(last, lengths, device))
-        groups = [
-            _group(lengths[a:b], wanted_from[a:b], start, device) for a, b, start in _alike(lengths)
-        ]
-        return Packing(positions, wanted, tuple(groups))
+        sizes, firsts = np.asarray(lengths, np.int64), np.asarray(wanted_from, np.int64)
+        positions = places(sizes)
+        (wanted,) = np.nonzero(positions >= np.repeat(firsts, sizes))
+        if not kernels.used(device):
+            there = to_device([positions, wanted, *arrays], device)
+            alike = _alike(lengths)
+            groups = [
+                _group(lengths[a:b], wanted_from[a:b], start, device) for a, b, start in alike
+            ]
+            return Packing(there[0], there[1], tuple(groups)), there[2:]
+        n, m = (padded(len(x)) if fill else len(x) for x in (positions, wanted))
+        every = block_table(lengths, lengths, n)
+        last = block_table((sizes - firsts).tolist(), lengths, m)
+        whole = {len(positions): n, len(wanted): m}
+        filled = [np.pad(x, (0, whole[len(x)] - len(x))) for x in (positions, wanted, *arrays)]
+        first, second, *there = to_device([every, last, *filled], device)
+        packing = Packing(there[0], there[1], (), Blocks(first, n), Blocks(second, m))
+        return packing, there[2:]
+
+
+def places(sizes: Array) -> Array:
+    """The place of each packed token in its row."""
+    found: Array = np.arange(int(sizes.sum())) - np.repeat(sizes.cumsum() - sizes, sizes)
+    return found
 
 
 def _check_order(lengths: Sequence[int]) -> None:
@@ -178,10 +231,9 @@ class SourceGroup:
 
 @dataclass(frozen=True)
 class SourcePacking:
-    """Rows that see all of themselves, longest first. `rows` [N] numbers the row of each token,
-    `positions` [N] its place there. On a GPU there are no groups but blocks."""
+    """Rows that see all of themselves, longest first. `positions` [N] has the place of each token
+    in its row. On a GPU there are no groups but blocks, and N is `padded`."""
 
-    rows: torch.Tensor
     positions: torch.Tensor
     groups: tuple[SourceGroup, ...]
     blocks: Blocks | None = None
@@ -194,14 +246,16 @@ class SourcePacking:
             ValueError: where lengths are not in falling order.
         """
         _check_order(lengths)
-        sizes = torch.tensor(lengths)
-        rows = torch.arange(len(lengths)).repeat_interleave(sizes)
-        positions = torch.arange(len(rows)) - (sizes.cumsum(0) - sizes)[rows]
-        rows, positions = rows.to(device), positions.to(device)
-        if device.type == "cuda":
-            return SourcePacking(rows, positions, (), Blocks.of(lengths, lengths, device))
+        sizes = np.asarray(lengths, np.int64)
+        held = places(sizes)
+        if kernels.used(device):
+            count = padded(len(held))
+            filled = np.pad(held, (0, count - len(held)))
+            table, positions = to_device([block_table(lengths, lengths, count), filled], device)
+            return SourcePacking(positions, (), Blocks(table, count))
+        (positions,) = to_device([held], device)
         groups = [_source_group(lengths[a:b], start, device) for a, b, start in _alike(lengths)]
-        return SourcePacking(rows, positions, tuple(groups))
+        return SourcePacking(positions, tuple(groups))
 
 
 def _source_group(lengths: Sequence[int], start: int, device: torch.device) -> SourceGroup:

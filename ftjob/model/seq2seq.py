@@ -7,16 +7,15 @@ it.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
-from ftjob.model.attention import Attention, CrossAttention, Kept, StepView
-from ftjob.model.layers import Kind, Mlp, WeightFormat, make_norm
+from ftjob.model.attention import Attention, CrossAttention, Keep, Sight
+from ftjob.model.layers import Kind, Mlp, Residual, WeightFormat, make_norm
 from ftjob.model.packing import SourcePacking
 from ftjob.model.relative import RelativeBias
 from ftjob.model.stage import Entry, Part, Stage
@@ -32,12 +31,10 @@ class EncoderLayer(nn.Module):
         self.mlp_norm = make_norm(arch, kind)
         self.mlp = Mlp(arch, weights, kind, group)
 
-    def forward(
-        self, x: torch.Tensor, packing: SourcePacking, masks: list[torch.Tensor]
-    ) -> torch.Tensor:
+    def forward(self, x: Residual, packing: SourcePacking, masks: list[torch.Tensor]) -> Residual:
         """[N, H] -> [N, H]."""
-        x = self.attention.both_ways(x, self.attention_norm(x), packing, masks)
-        return self.mlp.add_to(x, self.mlp_norm(x))
+        x = self.attention.both_ways(*self.attention_norm.add(x), packing, masks)
+        return self.mlp.add_to(*self.mlp_norm.add(x))
 
 
 class DecoderLayer(nn.Module):
@@ -52,11 +49,11 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = make_norm(arch, kind)
         self.mlp = Mlp(arch, weights, kind, group)
 
-    def step(self, x: torch.Tensor, views: Sequence[StepView], layer: int) -> torch.Tensor:
-        """[N, H] -> [N, H], over the cache of this layer of the stage."""
-        x = self.attention.step(x, self.attention_norm(x), views, layer)
-        x = self.cross.step(x, self.cross_norm(x), views, layer)
-        return self.mlp.add_to(x, self.mlp_norm(x))
+    def step(self, x: Residual, sight: Sight, layer: int) -> Residual:
+        """[N, H] -> [N, H]; `layer` is this one's place in the stage."""
+        x = self.attention.step(*self.attention_norm.add(x), sight, layer)
+        x = self.cross.step(*self.cross_norm.add(x), sight, layer)
+        return self.mlp.add_to(*self.mlp_norm.add(x))
 
 
 class Seq2SeqStage(Stage):
@@ -81,20 +78,18 @@ class Seq2SeqStage(Stage):
             self.encoder_norm = make_norm(arch, kind)
 
     def enter(
-        self, x: torch.Tensor, entry: Entry, kept: Sequence[Kept], pulse: Callable[[], None]
+        self, x: torch.Tensor, entry: Entry, keep: Keep, pulse: Callable[[], None]
     ) -> torch.Tensor:
         """Sources through the encoder: [N, H], on the last stage normed for `admit`."""
         packing = SourcePacking.of(entry.lengths, x.device)
         masks = [self._mask(g.width, g.mask, x.device) for g in packing.groups]
         if packing.blocks is not None:
             masks = [self.encoder_bias.every.t().contiguous()]
-        if self.first:
-            x = self.embed(x, packing.positions)
+        residual = Residual(self.embed(x, packing.positions) if self.first else x)
         for layer in self.readers:
-            x = layer(x, packing, masks)
+            residual = layer(residual, packing, masks)
             pulse()
-        encoded: torch.Tensor = self.encoder_norm(x) if self.last else x
-        return encoded
+        return self.encoder_norm.add(residual)[1] if self.last else residual.total()
 
     def _mask(self, width: int, padding: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         """What a group's scores get: biases, and -inf at padding."""
@@ -103,30 +98,18 @@ class Seq2SeqStage(Stage):
         bias = bias.permute(2, 0, 1).unsqueeze(0)  # [1, heads, query, key]
         return bias if padding is None else bias + padding
 
-    def admit(self, encoded: torch.Tensor, entry: Entry, sources: Sequence[Kept]) -> None:
+    def admit(self, encoded: torch.Tensor, keep: Keep) -> None:
         """Every decoder layer's keys and values of the sources, once."""
-        packing = SourcePacking.of(entry.lengths, encoded.device)
-        for layer, own in zip(self.stack, sources, strict=True):
-            layer.cross.keep(encoded, packing.rows, packing.positions, own)
+        for i, layer in enumerate(self.stack):
+            keep(i, layer.cross.kv(encoded))
 
-    def step(
-        self,
-        x: torch.Tensor,
-        views: Sequence[StepView],
-        pulse: Callable[[], None],
-    ) -> torch.Tensor:
+    def step(self, x: torch.Tensor, sight: Sight, pulse: Callable[[], None]) -> torch.Tensor:
         """A token of every lane: ids [N] on the first stage, else [N, H], to [N, H]."""
         if self.first:
             x = self.embed(x, None)
-        views = [self._biased(view) for view in views]
+        sight = sight.biased(self.decoder_bias)
+        residual = Residual(x)
         for i, layer in enumerate(self.stack):
-            x = layer.step(x, views, i)
+            residual = layer.step(residual, sight, i)
             pulse()
-        return self.norm(x) if self.last else x
-
-    def _biased(self, view: StepView) -> StepView:
-        """The view with the biases of relative positions in its mask."""
-        assert view.distances is not None
-        bias: torch.Tensor = self.decoder_bias(-view.distances)  # [keys, heads]
-        bias = bias.t()[None, :, None]  # [1, heads, 1, keys]
-        return dataclasses.replace(view, mask=bias if view.mask is None else view.mask + bias)
+        return self.handed_on(residual)

@@ -17,8 +17,19 @@ from torch import nn
 from ftjob.comm import Comm
 from ftjob.kernels import linear_cpu
 from ftjob.model.arch import Arch
-from ftjob.model.attention import Kept, StepView
-from ftjob.model.layers import Embedding, Kind, Linear, WeightFormat, make_norm, parameter
+from ftjob.model.attention import Keep, Sight
+from ftjob.model.layers import (
+    Embedding,
+    Kind,
+    Linear,
+    Residual,
+    WeightFormat,
+    make_norm,
+    parameter,
+)
+
+# Columns of a product on a GPU in half precision come in multiples of so many.
+EVEN = 64
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,8 @@ class Part:
 @dataclass(frozen=True)
 class Entry:
     """Rows that are about to be continued, longest first. `ids` [N] are the tokens to be read
-    (prompts without their last token, or sources), `lengths` how many each row has."""
+    (prompts without their last token, or sources), `lengths` how many each row has. N is `padded`
+    on a GPU."""
 
     ids: torch.Tensor
     lengths: Sequence[int]
@@ -95,38 +107,59 @@ class Stage(nn.Module):
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """[M, H] -> f32 [M, V/T]: this device's part of the vocabulary, padding at -inf."""
+        scores = self.scores(x).float()
+        if self.true_columns < scores.shape[1]:
+            scores[:, self.true_columns :] = -torch.inf
+        return scores
+
+    def scores(self, x: torch.Tensor) -> torch.Tensor:
+        """[M, H] -> [M, V/T]: the logits as the product gives them, in the model's dtype; those
+        from `true_columns` on are padding."""
         if self.arch.scaled_head:
             x = x * self.arch.hidden**-0.5
         if self._packed_head:
-            scores = linear_cpu.linear(x, self._packed_head, None)
-        else:
-            scores = F.linear(x, self.head_weight).float()
-        rows = scores.shape[1]
-        true = self.arch.vocab - self.group.rank * rows
-        if true < rows:
-            scores[:, max(0, true) :] = -torch.inf
-        return scores
+            return linear_cpu.linear(x, self._packed_head, None)
+        return _even_product(x, self.head_weight)
+
+    @property
+    def true_columns(self) -> int:
+        """How many columns of this device's part of the vocabulary are no padding."""
+        rows = self.head_weight.shape[0]
+        return min(rows, max(0, self.arch.vocab - self.group.rank * rows))
+
+    def handed_on(self, residual: Residual) -> torch.Tensor:
+        """What a stage gives of the stream behind its layers, [N, H]: normed on the last one."""
+        return self.norm.add(residual)[1] if self.last else residual.total()
 
     def enter(
-        self, x: torch.Tensor, entry: Entry, kept: Sequence[Kept], pulse: Callable[[], None]
+        self, x: torch.Tensor, entry: Entry, keep: Keep, pulse: Callable[[], None]
     ) -> torch.Tensor:
         """Read new rows: entry.ids on the first stage, else what the stage before gave, [N, H].
-        Gives [N, H] for the next stage, or on the last one for `admit`."""
+        `keep` gets keys and values of prompts. Gives [N, H] for the next stage, or on the last one
+        for `admit`."""
         raise TypeError(f"{type(self).__name__} does not generate")
 
-    def admit(self, encoded: torch.Tensor, entry: Entry, sources: Sequence[Kept]) -> None:
+    def admit(self, encoded: torch.Tensor, keep: Keep) -> None:
         """Make of the encoder's output [N, H] what the decode steps look at; nothing to do without
         an encoder."""
 
-    def step(
-        self,
-        x: torch.Tensor,
-        views: Sequence[StepView],
-        pulse: Callable[[], None],
-    ) -> torch.Tensor:
-        """One token of every lane, view after view: its ids [N] on the first stage, else [N, H].
-        Gives [N, H], on the last stage normed for `logits`."""
+    def step(self, x: torch.Tensor, sight: Sight, pulse: Callable[[], None]) -> torch.Tensor:
+        """One token of every lane: its ids [N] on the first stage, else [N, H]. Gives [N, H], on
+        the last stage normed for `logits`."""
         raise TypeError(f"{type(self).__name__} does not generate")
+
+
+def _even_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x W^T: [M, H], [V, H] -> [M, V]. In half precision a GPU has fast products only where rows of
+    the result begin at whole vectors, which an odd vocabulary's do not: they get room behind."""
+    rows = weight.shape[0]
+    even = rows // EVEN * EVEN
+    if even == rows or not x.is_cuda or x.dtype == torch.float32:
+        return F.linear(x, weight)
+    out = x.new_empty(x.shape[0], even + EVEN)
+    torch.mm(x, weight[:even].t(), out=out[:, :even])
+    torch.mm(x, weight[even:].t(), out=out[:, even:rows])
+    return out[:, :rows]
 
 
 def make_stage(arch: Arch, part: Part, weights: WeightFormat, kind: Kind, group: Comm) -> Stage:

@@ -11,17 +11,17 @@ from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ftjob.keyset import KeySet
+from ftjob.keyset import key_number
 
 COLUMNS = ("index", "key", "file", "start", "stop", "failed")
 
 
 class Entries:
-    """Records by the row's number, a hash of its key, the file, and the bytes there."""
+    """Records by the row's number, the number of its key, the file, and the bytes there."""
 
     def __init__(self) -> None:
         self.files: list[Path] = []
-        self.index, self.key = array("q"), array("q")
+        self.index, self.key = array("q"), array("Q")
         self.file = array("H")
         self.start, self.stop = array("q"), array("q")
         self.failed = bytearray()
@@ -30,20 +30,24 @@ class Entries:
         return len(self.index)
 
     def add(self, index: int, key: str, file: int, start: int, stop: int, failed: bool) -> None:
-        """A record more; `file` counts in `files`."""
+        """A record more; `file` counts in `files`.
+
+        Raises:
+            ValueError: for a key that is none.
+        """
+        number = key_number(key)
         self.index.append(index)
-        self.key.append(hash(key))
+        self.key.append(number)
         self.file.append(file)
         self.start.append(start)
         self.stop.append(stop)
         self.failed.append(failed)
 
-    def keys(self) -> KeySet:
-        """The keys of the records."""
+    def keys(self) -> array[int]:
+        """The numbers of the records' keys, rising. Each comes once, after `first_of_each`."""
         import numpy
 
-        hashes = numpy.unique(numpy.frombuffer(self.key, dtype=numpy.int64))
-        return KeySet.of_hashes(array("q", hashes.tobytes()))
+        return array("Q", numpy.sort(numpy.frombuffer(self.key, dtype=numpy.uint64)).tobytes())
 
 
 def first_of_each(parts: Sequence[Entries]) -> Entries:
@@ -62,7 +66,7 @@ def first_of_each(parts: Sequence[Entries]) -> Entries:
             setattr(part, name, more[:0])
     if not len(whole):
         return whole
-    _, first = numpy.unique(numpy.frombuffer(whole.key, dtype=numpy.int64), return_index=True)
+    _, first = numpy.unique(numpy.frombuffer(whole.key, dtype=numpy.uint64), return_index=True)
     rows = numpy.frombuffer(whole.index, dtype=numpy.int64)[first]
     order = first[numpy.argsort(rows, kind="stable")]
     del rows, first

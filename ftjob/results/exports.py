@@ -10,14 +10,14 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ftjob.config import JobConfig
 from ftjob.config.dataset import file_kind
 from ftjob.results.folder import RunFolder, sync_folder
-from ftjob.tasks.base import is_answer
-from ftjob.tasks.openai_batch import error_line, output_line
+from ftjob.results.openai_files import error_line, is_answered, output_line, requests_of
 
 Json = dict[str, Any]
 
@@ -42,21 +42,29 @@ def export(folder: RunFolder, config: JobConfig, samples: Iterable[Json]) -> Non
 
 
 def _batch_files(folder: RunFolder, samples: Iterable[Json]) -> Iterator[Json]:
-    """The samples again; those that answer a request of OpenAI's are written."""
+    """The samples again; requests of OpenAI's are written, as soon as all their prompts are
+    there."""
+    created = _begun(folder)
     with ExitStack() as stack:
         files: dict[str, Any] = {}
-        for sample in samples:
-            if "openai" in sample:
+        for sample, request in requests_of(samples):
+            if request is not None:
                 if not files:
                     for name in (OUTPUT, ERRORS):
                         beside = stack.enter_context(_beside(folder.file(name)))
                         files[name] = stack.enter_context(beside.open("w", encoding="utf-8"))
-                answered = is_answer(sample)
-                line = output_line(sample) if answered else error_line(sample)
+                answered = is_answered(request)
+                line = output_line(request, created) if answered else error_line(request)
                 files[OUTPUT if answered else ERRORS].write(
                     json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
                 )
             yield sample
+
+
+def _begun(folder: RunFolder) -> int:
+    """When the run's first attempt began, in seconds since 1970."""
+    started = min((status["started"] for status in folder.statuses()), default=None)
+    return 0 if started is None else int(datetime.fromisoformat(started).timestamp())
 
 
 @contextmanager

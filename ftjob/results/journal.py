@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ftjob.errors import RunFolderError
-from ftjob.keyset import KeySet
 from ftjob.results.entries import Entries, first_of_each
 from ftjob.results.folder import RunFolder, sync_folder
+from ftjob.results.journal_index import IndexWriter, read_index
 
 VERSION = 1
 
@@ -42,38 +43,45 @@ class JournalWriter:
         path = folder.journal(rank, attempt)
         path.parent.mkdir(parents=True, exist_ok=True)
         # "x": an attempt's file is never written by anybody else
-        self._file = path.open("x", encoding="utf-8")
-        self._write(
-            [
-                {
-                    "journal": VERSION,
-                    "attempt": attempt,
-                    "rank": rank,
-                    "identity": identity,
-                    "fences": fences,
-                }
-            ]
-        )
+        self._file = path.open("xb")
+        self._index = IndexWriter(path)
+        header = {
+            "journal": VERSION,
+            "attempt": attempt,
+            "rank": rank,
+            "identity": identity,
+            "fences": fences,
+        }
+        self._size = 0
+        self._write([_line(header)])
         sync_folder(path.parent)
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
         """Write, flush and sync the records as one piece."""
-        self._write(records)
+        lines, start = [_line(record) for record in records], self._size
+        self._write(lines)
+        self._index.add(records, lines, start)
 
-    def _write(self, records: Sequence[dict[str, Any]]) -> None:
-        self._file.write(
-            "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records)
-        )
+    def _write(self, lines: Sequence[bytes]) -> None:
+        whole = b"".join(lines)
+        self._file.write(whole)
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._size += len(whole)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         self._file.close()
+        self._index.close()
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
 def scan(path: Path, limit: int | None) -> Scan:
-    """Read a journal up to byte `limit` (None: its end); a torn last line is left out.
+    """Read a journal up to byte `limit` (None: its end), by its index as far as that goes; a torn
+    last line is left out.
 
     Raises:
         RunFolderError: for damage before the last line, with file and line.
@@ -81,14 +89,12 @@ def scan(path: Path, limit: int | None) -> Scan:
     entries = Entries()
     entries.files.append(path)
     header: dict[str, Any] | None = None
-    at = 0
+    at = number = 0
     with path.open("rb") as file:
-        size = (
-            min(limit, os.fstat(file.fileno()).st_size)
-            if limit is not None
-            else os.fstat(file.fileno()).st_size
-        )
-        for number, line in enumerate(file, start=1):
+        size = os.fstat(file.fileno()).st_size
+        size = size if limit is None else min(limit, size)
+        while at < size:
+            line, number = file.readline(), number + 1
             stop = at + len(line)
             if stop > size:
                 break
@@ -96,17 +102,20 @@ def scan(path: Path, limit: int | None) -> Scan:
                 if not line.endswith(b"\n"):
                     raise ValueError("no end of line")
                 record = json.loads(line)
-                if number == 1:
-                    header = dict(record)
-                    if header["journal"] != VERSION:
-                        raise RunFolderError(
-                            f"{path}: journal version {header['journal']}, this "
-                            f"ftjob writes version {VERSION}"
-                        )
-                else:
+                if header is not None:
                     error = record["error"] is not None
                     entries.add(record["index"], record["key"], 0, at, stop, error)
-            except (ValueError, KeyError, TypeError):
+                elif record["journal"] == VERSION:
+                    header = dict(record)
+                    stop = read_index(path, file, stop, size, entries)
+                    number += len(entries)
+                    file.seek(stop)
+                else:
+                    raise RunFolderError(
+                        f"{path}: journal version {record['journal']}, this "
+                        f"ftjob writes version {VERSION}"
+                    )
+            except (ValueError, KeyError, TypeError, OverflowError):
                 if stop < size:
                     raise RunFolderError(
                         f"{path}: line {number} is damaged, and lines follow it. Move the file "
@@ -125,8 +134,8 @@ class History:
     fences: dict[str, int]
     torn: list[Path]
 
-    def keys(self) -> KeySet:
-        """The keys already answered."""
+    def keys(self) -> array[int]:
+        """The numbers of the keys already answered, rising."""
         return self.entries.keys()
 
     def rows_of_attempts(self) -> dict[int, int]:

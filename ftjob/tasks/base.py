@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from ftjob.config.options import DEFAULTS, RowOptions
-from ftjob.keyset import Occurrences
+from ftjob.keyset import Occurrences, content_number, key_number
 
 
 class NoTokenizer(Exception):
@@ -141,12 +141,12 @@ class Hypothesis:
 @dataclass(frozen=True)
 class Generated:
     """A row's hypotheses, best first, and the decisions on the way that rounding could turn.
-    `prompt_logprob` sums the log-probabilities of the prompt's tokens after the first, where asked
+    `prompt_logprobs` are the log-probabilities of the prompt's tokens after the first, where asked
     for."""
 
     hypotheses: list[Hypothesis]
     near_ties: list[list[float]]
-    prompt_logprob: float | None = None
+    prompt_logprobs: list[float] | None = None
 
 
 Request = ScoreRequest | GenerateRequest
@@ -246,21 +246,40 @@ def is_answer(record: dict[str, Any]) -> bool:
 
 def keyed(identity: str, row: Row, occurrence: int) -> tuple[Row, str]:
     """A row with its occurrence, and its key: 32 hex digits."""
+    return _keyed(identity, row, _digest(row), occurrence)
+
+
+def _digest(row: Row) -> bytes:
+    return hashlib.sha256(row.content).digest()[:16]
+
+
+def _keyed(identity: str, row: Row, digest: bytes, occurrence: int) -> tuple[Row, str]:
     if occurrence != row.occurrence:
         row = dataclasses.replace(row, occurrence=occurrence)
-    digest = hashlib.sha256(row.content).digest()[:16]
     whole = hashlib.sha256(identity.encode() + digest + occurrence.to_bytes(8, "little"))
     return row, whole.hexdigest()[:32]
 
 
 class KeyMaker:
-    """Keys of rows: a hash of what shapes the answer, the content, and its occurrence number."""
+    """Keys of rows: a hash of what shapes the answer, the content, and its occurrence number.
 
-    def __init__(self, identity: str) -> None:
-        self._identity = identity
-        self._seen = Occurrences()
+    `before` counted the rows before the first; `note` gets each row's key and content as numbers.
+    """
+
+    def __init__(
+        self,
+        identity: str,
+        before: Occurrences | None = None,
+        note: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._identity, self._note = identity, note
+        self._seen = before if before is not None else Occurrences()
 
     def keyed(self, row: Row) -> tuple[Row, str]:
         """A row with its occurrence, and its key; to be called for each row in order."""
-        digest = hashlib.sha256(row.content).digest()[:16]
-        return keyed(self._identity, row, self._seen.count(digest))
+        digest = _digest(row)
+        number = content_number(digest)
+        row, key = _keyed(self._identity, row, digest, self._seen.count(number))
+        if self._note is not None:
+            self._note(key_number(key), number)
+        return row, key

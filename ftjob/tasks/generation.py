@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,8 +104,10 @@ def answer_fields(
         fields["score"] = best.score
     if best.logprobs is not None:
         fields["token_logprobs"] = best.logprobs
-    if answer.prompt_logprob is not None:
-        fields["prompt_logprob"] = answer.prompt_logprob
+    if answer.prompt_logprobs is not None:
+        fields["prompt_logprob"] = math.fsum(answer.prompt_logprobs)
+        if best.logprobs is not None:
+            fields["prompt_token_logprobs"] = answer.prompt_logprobs
     if request.options.n_best > 1 or request.options.num_return_sequences > 1:
         fields["hypotheses"] = [
             {

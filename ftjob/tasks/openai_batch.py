@@ -1,14 +1,17 @@
-"""OpenAI's batch files for /v1/completions: a request's line as a row's fields, and the lines of
-the output and error files out of records.
+"""OpenAI's batch files for /v1/completions: a request's line as the fields of rows, one a prompt.
 
-`prompt_rows` reads requests with it; `results.exports` writes the two files at the end of a run.
+`prompt_rows` reads requests with it; `results.openai_files` writes their answers at the end of a
+run, by what `repeated` leaves in each record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
+
+from ftjob.config.groups import MOST_NEW_TOKENS
 
 URL = "/v1/completions"
 # What a request has where it says nothing.
@@ -16,18 +19,21 @@ _DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {"max_tokens": 16, "temperature": 1.0, "top_p": 1.0, "n": 1}
 )
 _SAME = ("top_p", "temperature", "presence_penalty", "frequency_penalty", "seed")
+_KNOWN = ("prompt", "max_tokens", "n", "best_of", "stop", "logprobs", "echo")
 _IGNORED = ("model", "user", "metadata")
 # What may stand there as long as it asks for nothing.
 _IDLE: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
-        "echo": (None, False),
         "stream": (None, False),
         "stream_options": (None,),
         "logit_bias": (None, {}),
         "suffix": (None, ""),
     }
 )
-MOST_STOPS = 4
+# OpenAI's own limits
+MOST_STOPS, MOST_PROMPTS, MOST_ANSWERS, MOST_LOGPROBS = 4, 2048, 128, 5
+# Only such a line can be a request of several prompts; names may be escaped.
+_SEVERAL = re.compile(rb'"prompt"\s*:\s*\[\s*["\[]|\\u00')
 
 
 def is_request(value: Mapping[str, Any]) -> bool:
@@ -35,8 +41,13 @@ def is_request(value: Mapping[str, Any]) -> bool:
     return "custom_id" in value and "body" in value
 
 
-def fields_of(value: Mapping[str, Any], column: str) -> dict[str, Any]:
-    """The fields that a row of ours would have for a request.
+def may_be_several(raw: bytes) -> bool:
+    """Whether a line may be a request of several prompts; at a glance."""
+    return _SEVERAL.search(raw) is not None
+
+
+def fields_of(value: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+    """The fields that rows of ours would have for a request, one row a prompt.
 
     Raises:
         ValueError: for a request that is none, or asks for what a run cannot give.
@@ -51,29 +62,49 @@ def fields_of(value: Mapping[str, Any], column: str) -> dict[str, Any]:
     for name, idle in _IDLE.items():
         if body.get(name) not in idle:
             raise ValueError(f"{name}={body[name]!r:.60} is not supported")
-    known = ("prompt", "max_tokens", "n", "best_of", "stop", "logprobs")
     for name in body:
-        if name not in (*known, *_SAME, *_IDLE, *_IGNORED):
+        if name not in (*_KNOWN, *_SAME, *_IDLE, *_IGNORED):
             raise ValueError(f"no such parameter of {URL}: {name!r}")
     asked = {**_DEFAULTS, **{k: v for k, v in body.items() if v is not None}}
-    if asked.get("best_of", asked["n"]) != asked["n"]:
-        raise ValueError("best_of must be n: answers are not ranked")
-    fields = {"id": value["custom_id"], **_prompt(asked.get("prompt"), column)}
-    fields |= {name: asked[name] for name in _SAME if name in asked}
-    fields |= {"max_new_tokens": asked["max_tokens"], "num_return_sequences": asked["n"]}
+    most = asked["max_tokens"]
+    if type(most) is not int or not 1 <= most <= MOST_NEW_TOKENS:
+        raise ValueError(f"max_tokens={most!r:.60}: must be from 1 to {MOST_NEW_TOKENS}")
+    fields = {name: asked[name] for name in _SAME if name in asked}
+    fields |= {"max_new_tokens": most, "num_return_sequences": _answers(asked)}
     if asked.get("stop"):
         fields["stop_words"] = _stops(asked["stop"])
-    if "logprobs" in asked:
-        fields["token_logprobs"] = True
-    return fields
+    fields |= _logprobs(asked)
+    prompts = _prompts(asked.get("prompt"), column)
+    ids = part_ids(value["custom_id"], len(prompts))
+    return [{"id": i, **prompt, **fields} for i, prompt in zip(ids, prompts, strict=True)]
 
 
-def _prompt(prompt: Any, column: str) -> dict[str, Any]:
-    if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
-        (prompt,) = prompt
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        raise ValueError(f"prompt has {len(prompt)} prompts: a request is one row, write one each")
-    return {"prompt_ids" if isinstance(prompt, list) else column: prompt}
+def part_ids(custom_id: str, prompts: int) -> list[str]:
+    """The ids of the rows of a request: its own, with the prompt's number where it has several."""
+    return [custom_id] if prompts == 1 else [f"{custom_id}#{part}" for part in range(prompts)]
+
+
+def _prompts(prompt: Any, column: str) -> list[dict[str, Any]]:
+    """The prompt of each row: texts, or lists of token ids."""
+    several = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], (str, list))
+    every = prompt if several else [prompt]
+    if prompt == [] or len(every) > MOST_PROMPTS:
+        raise ValueError(f"prompt has {len(prompt)} prompts, must be from 1 to {MOST_PROMPTS}")
+    if len({type(p) for p in every}) > 1:
+        raise ValueError("prompt must be a list of texts, or one of lists of token ids")
+    return [{"prompt_ids" if isinstance(p, list) else column: p} for p in every]
+
+
+def _answers(asked: Mapping[str, Any]) -> int:
+    """How many answers are drawn: best_of, of which the n best are given. Without draws all would
+    be alike, and one is made."""
+    n, best_of = asked["n"], asked.get("best_of", asked["n"])
+    for name, value in (("n", n), ("best_of", best_of)):
+        if type(value) is not int or not 1 <= value <= MOST_ANSWERS:
+            raise ValueError(f"{name}={value!r:.60}: must be from 1 to {MOST_ANSWERS}")
+    if best_of < n:
+        raise ValueError(f"best_of={best_of} is less than n={n}")
+    return 1 if asked["temperature"] == 0 or asked["top_p"] == 0 else int(best_of)
 
 
 def _stops(stop: Any) -> list[str]:
@@ -82,70 +113,30 @@ def _stops(stop: Any) -> list[str]:
         raise ValueError("stop must be a text, or a list of texts")
     if len(words) > MOST_STOPS:
         raise ValueError(f"stop has {len(words)} texts, must be at most {MOST_STOPS}")
-    return words
+    return [word for word in words if word]
 
 
-def repeated(value: Mapping[str, Any]) -> dict[str, Any]:
-    """What the answer's line says of the request."""
+def _logprobs(asked: Mapping[str, Any]) -> dict[str, Any]:
+    echo, logprobs = asked.get("echo", False), asked.get("logprobs")
+    if type(echo) is not bool:
+        raise ValueError(f"echo={echo!r:.60}: must be true or false")
+    if logprobs is None:
+        return {}
+    if type(logprobs) is not int or not 0 <= logprobs <= MOST_LOGPROBS:
+        raise ValueError(f"logprobs={logprobs!r:.60}: must be from 0 to {MOST_LOGPROBS}")
+    return {"token_logprobs": True, **({"prompt_logprob": True} if echo else {})}
+
+
+def repeated(value: Mapping[str, Any], part: int, parts: int) -> dict[str, Any]:
+    """What the record of a request's prompt keeps of the request."""
     body = value["body"] if isinstance(value["body"], Mapping) else {}
     stop = body.get("stop") or []
-    return {"model": body.get("model"), "stop": [stop] if isinstance(stop, str) else stop}
-
-
-def output_line(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The line of the output file for an answered request; `openai` in the record marks it."""
-    asked = record["openai"]
-    every: Sequence[Mapping[str, Any]] = record.get("hypotheses") or [record]
-    new = sum(len(h["output_ids"]) for h in every)
-    body = {
-        "id": f"cmpl-{record['key']}",
-        "object": "text_completion",
-        "model": asked["model"],
-        "choices": [_choice(i, h, asked["stop"]) for i, h in enumerate(every)],
-        "usage": {
-            "prompt_tokens": record["tokens"],
-            "completion_tokens": new,
-            "total_tokens": record["tokens"] + new,
-        },
-    }
-    response = {"status_code": 200, "request_id": record["key"], "body": body}
     return {
-        "id": f"batch_req_{record['key']}",
-        "custom_id": record["id"],
-        "response": response,
-        "error": None,
-    }
-
-
-def _choice(index: int, answer: Mapping[str, Any], stops: Sequence[str]) -> dict[str, Any]:
-    text, reason = answer["output"], answer["finish_reason"]
-    if reason == "stop" and text is not None:
-        stop = next((s for s in stops if text.endswith(s)), "")
-        text = text.removesuffix(stop)
-    logprobs = None
-    if "token_logprobs" in answer:
-        logprobs = {
-            "tokens": [f"token_id:{i}" for i in answer["output_ids"]],
-            "token_logprobs": answer["token_logprobs"],
-            "top_logprobs": None,
-        }
-    return {
-        "index": index,
-        "text": text,
-        "logprobs": logprobs,
-        "finish_reason": "length" if reason == "length" else "stop",
-    }
-
-
-def error_line(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The line of the error file for a request without an answer."""
-    return {
-        "id": f"batch_req_{record['key']}",
-        "custom_id": record["id"],
-        "response": None,
-        "error": {
-            "code": "invalid_request",
-            "message": record["error"] or record.get("skipped"),
-            "line": record["line"],
-        },
+        "custom_id": value["custom_id"],
+        "model": body.get("model"),
+        "prompt": part,
+        "prompts": parts,
+        "n": body.get("n") or 1,
+        "stop": [stop] if isinstance(stop, str) else stop,
+        "echo": bool(body.get("echo")),
     }

@@ -13,7 +13,8 @@ from typing import Any
 from ftjob.config.build import checked
 from ftjob.config.groups import DecodeConfig
 from ftjob.config.keys import Key, keys_of
-from ftjob.config.options import RowOptions, conflict, id_problem, list_words
+from ftjob.config.options import RowOptions, conflict, id_problem
+from ftjob.config.words import list_words
 from ftjob.errors import ConfigError
 from ftjob.tasks.base import Encoder, ModelLimits
 
@@ -44,6 +45,8 @@ def own_options(fields: Mapping[str, Any]) -> Own:
         try:
             if name in ARRAYS:
                 found[key] = csv_or_array(value)
+            elif name in ARRAYS.values() and value in ([], ()):
+                found[key] = ()
             else:
                 found[key] = checked(OWN[name], value)
         except ConfigError as error:

@@ -16,7 +16,7 @@ from ftjob.errors import DataError, nearest
 from ftjob.tasks import openai_batch
 from ftjob.tasks.base import Row
 from ftjob.tasks.options import ARRAYS, OWN, own_options
-from ftjob.tasks.values import json_value, own_id, text_problem
+from ftjob.tasks.values import check_unique, json_value, own_id, text_problem
 
 IDS = "prompt_ids"
 
@@ -35,6 +35,7 @@ class PromptMaker:
             DataError: naming the column, and what there is.
         """
         names = list(names)
+        check_unique(names, where)
         if self._column not in names and IDS not in names:
             raise DataError(
                 f"{where}: no column {self._column!r} (dataset.column) and no {IDS!r}. "
@@ -48,32 +49,42 @@ class PromptMaker:
         """Those of a table's columns that are read: all."""
         return list(names)
 
-    def id_in_json(self, raw: bytes) -> str | None:
-        """The id of the row that `of_json` makes of a line."""
+    def ids_in_json(self, raw: bytes) -> list[str]:
+        """The ids of the rows that a line gives, as far as they have some."""
         value, _ = json_value(raw)
-        if not isinstance(value, dict):
-            return None
-        if openai_batch.is_request(value):
-            own = value["custom_id"]
-            return own if isinstance(own, str) else None
-        return own_id(value)
+        if isinstance(value, dict) and openai_batch.is_request(value):
+            return [row.id for row in self.of_json(0, 1, raw) if row.id is not None]
+        own = own_id(value) if isinstance(value, dict) else None
+        return [] if own is None else [own]
 
-    def of_json(self, index: int, line: int, raw: bytes) -> Row:
-        """The row of one JSONL line, ours or a request of OpenAI's."""
+    def rows_in(self, raw: bytes) -> int:
+        """How many rows `of_json` makes of a line."""
+        return len(self.of_json(0, 1, raw)) if openai_batch.may_be_several(raw) else 1
+
+    def of_json(self, index: int, line: int, raw: bytes) -> list[Row]:
+        """The rows of one JSONL line: one of ours, or those of the prompts of a request of
+        OpenAI's; `index` is the first one's."""
         value, problem = json_value(raw)
         if problem is None and not isinstance(value, dict):
             problem = f"expected a JSON object, found {type(value).__name__}"
+        if problem is None and rb"\ud" in raw.lower():
+            problem = text_problem(json.dumps(value, ensure_ascii=False))
         if problem is not None:
-            return Row(index, line, raw, None, f"line {line}: {problem}")
+            return [Row(index, line, raw, None, f"line {line}: {problem}")]
         if not openai_batch.is_request(value):
-            return self.of_fields(index, line, value, raw)
-        own = value["custom_id"] if isinstance(value["custom_id"], str) else None
+            return [self.of_fields(index, line, value, raw)]
         try:
-            fields = openai_batch.fields_of(value, self._column)
-            row = self.of_fields(index, line, fields, raw)
+            parts = openai_batch.fields_of(value, self._column)
+            rows = [self.of_fields(index + i, line, part, raw) for i, part in enumerate(parts)]
         except ValueError as error:
-            row = Row(index, line, raw, None, f"line {line}: {error}", own)
-        return dataclasses.replace(row, repeats=(("openai", openai_batch.repeated(value)),))
+            own = value["custom_id"] if isinstance(value["custom_id"], str) else None
+            rows = [Row(index, line, raw, None, f"line {line}: {error}", own)]
+        return [
+            dataclasses.replace(
+                row, repeats=(("openai", openai_batch.repeated(value, part, len(rows))),)
+            )
+            for part, row in enumerate(rows)
+        ]
 
     def of_text(self, index: int, line: int, raw: bytes) -> Row:
         """The row of a line of text."""
@@ -87,12 +98,13 @@ class PromptMaker:
     ) -> Row:
         """The row of named values; null is not given. `raw` is what a malformed one is keyed by."""
         given = {k: v for k, v in fields.items() if v is not None}
-        if raw is None:
-            given = _of_cells(given, self._column)
-        name, stated = own_id(given), given.pop("id", None)
+        name = own_id(given)
         try:
+            if raw is None:
+                given = _of_cells(given, self._column)
+            name, stated = own_id(given), given.pop("id", None)
             if stated is not None and name is None:
-                raise ValueError(f"id is {stated!r:.60}, must be text or a whole number")
+                raise ValueError(f"id is {_shown(stated)}, must be text or a whole number")
             row = self._row(index, line, given)
         except ValueError as error:
             if raw is None:
@@ -108,8 +120,8 @@ class PromptMaker:
         """
         for name in given:
             if name not in self._known:
-                shown = name.encode("utf-8", "backslashreplace").decode("utf-8")
-                raise ValueError(f"no such field: {shown!r:.60}. {nearest(shown, self._known)}")
+                near = nearest(name[:60], self._known)
+                raise ValueError(f"no such field: {_shown(name)}. {near}")
         text, ids = given.get(self._column), given.get(IDS)
         if text is None and ids is None:
             raise ValueError(f"no {self._column!r} and no {IDS!r}")
@@ -126,18 +138,26 @@ class PromptMaker:
 
 def _of_cells(fields: Mapping[str, Any], column: str) -> dict[str, Any]:
     """A table's cells as JSON would have them: in CSV all are text, an empty one is not given, and
-    a column of whole numbers with gaps is one of real ones in many tables."""
+    a column of whole numbers with gaps is one of real ones in many tables.
+
+    Raises:
+        ValueError: for text that is not UTF-8.
+    """
     given: dict[str, Any] = {}
     for name, cell in fields.items():
         value = cell
+        if isinstance(cell, str) and (problem := text_problem(cell, f" in {name!r}")):
+            raise ValueError(problem)
         words = name in ("bad_words", "stop_words", *ARRAYS)
         if isinstance(cell, str) and name not in (column, "id"):
-            if cell and (not words or cell.startswith("[")):
-                value, problem = json_value(cell.encode("utf-8", "backslashreplace"))
+            if cell.lower() in ("true", "false"):
+                value = cell.lower() == "true"
+            elif cell and (not words or cell.startswith("[")):
+                value, problem = json_value(cell.encode())
                 value = cell if problem else value
-        elif isinstance(cell, float) and cell.is_integer():
-            value = int(cell)
-        if value not in ("", None) and value == value:  # not a number is not given
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if cell not in ("", None) and cell == cell:  # not a number is not given
             given[name] = value
     return given
 
@@ -146,3 +166,8 @@ def _ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)) or any(type(i) is not int or i < 0 for i in value):
         raise ValueError(f"{IDS} is {value!r:.60}, must be a list of token ids")
     return tuple(value)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, whatever is in it."""
+    return repr(value)[:60].encode("utf-8", "backslashreplace").decode("utf-8")

@@ -111,7 +111,11 @@ class Prompts:
         row, record = request.row, answer_record(request, answer, encoder, self._decode)
         if row.prompt_ids is not None:
             record["prompt_ids"] = list(row.prompt_ids)
-        return self._repeating(record, row)
+        record = self._repeating(record, row)
+        asked = record.get("openai")
+        if asked is not None and (asked["echo"] or request.options.token_logprobs):
+            record["openai"] = asked | _texts(request, answer, encoder)
+        return record
 
     def _repeating(self, record: dict[str, Any], row: Row) -> dict[str, Any]:
         return record | dict(row.repeats)
@@ -122,3 +126,25 @@ class Prompts:
         for sample in samples:
             tally.add(sample)
         return tally.summary()
+
+
+def _texts(request: GenerateRequest, answer: Generated, encoder: Encoder) -> dict[str, Any]:
+    """What the answer to a request of OpenAI's needs of the tokenizer: the prompt's text and, where
+    log-probabilities are asked for, the text of each token. Without one ids stand for tokens."""
+
+    def each(ids: Sequence[int]) -> list[str]:
+        try:
+            return [encoder.decode([i]) for i in ids]
+        except NoTokenizer:
+            return [f"token_id:{i}" for i in ids]
+
+    try:
+        text = request.row.text if request.row.text is not None else encoder.decode(request.ids)
+    except NoTokenizer:
+        text = None
+    found: dict[str, Any] = {"prompt_text": text}
+    if request.options.token_logprobs:
+        found["token_texts"] = [each(h.ids) for h in answer.hypotheses]
+    if answer.prompt_logprobs is not None:
+        found["prompt_token_texts"] = each(request.ids)
+    return found

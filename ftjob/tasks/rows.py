@@ -11,7 +11,6 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from ftjob.config.dataset import TABLES, TEXT, file_kind, is_text_alone
 from ftjob.config.groups import DatasetConfig
@@ -44,7 +43,7 @@ class RowSource:
 
     def rows(self, left_out: bytes | bytearray = b"") -> Iterator[Row]:
         """Rows up to dataset.limit; the rest is counted only. Rows may be `left_out`, by a flag
-        each; lines of JSON are then not looked into.
+        each, and are then not looked into where that saves time.
 
         Raises:
             DataError: where the dataset as a whole cannot be read, naming it.
@@ -52,13 +51,26 @@ class RowSource:
         limit = self.dataset.limit
         self._left_out = left_out
         for row in self._all():
-            known = row.index < len(left_out) and left_out[row.index]
-            if (limit is None or row.index < limit) and not known:
+            if (limit is None or row.index < limit) and not self._is_left_out(row.index):
                 yield row
             self.total = row.index + 1
         self.total = max(self.total, len(left_out))
         if self.total == 0:
             raise DataError(f"{self.name}: holds no rows")
+
+    def _is_left_out(self, index: int) -> bool:
+        return index < len(self._left_out) and bool(self._left_out[index])
+
+    def files(self) -> list[Path]:
+        """The files that hold the rows; none where the set is the hub's.
+
+        Raises:
+            DataError: as `check`.
+        """
+        if self.dataset.hub is not None:
+            return []
+        pair = self._pair()
+        return [path for path in pair if path is not None] if pair else [self._reader()[1]]
 
     def check(self) -> None:
         """Refuse what cannot be a dataset, before anything starts. Of a table the first row is
@@ -95,8 +107,7 @@ class RowSource:
         escaped, is not looked into."""
         for line, raw in _json_lines(path):
             if b'id"' in raw or b"\\u00" in raw:
-                own = self._maker.id_in_json(raw)
-                if own is not None:
+                for own in self._maker.ids_in_json(raw):
                     yield line, own
 
     def _all(self) -> Iterator[Row]:
@@ -145,15 +156,22 @@ class RowSource:
         )
 
     def _jsonl(self, path: Path) -> Iterator[Row]:
-        left_out = self._left_out
-        for index, (line, raw) in enumerate(_json_lines(path)):
-            if index >= len(left_out) or not left_out[index]:
-                yield self._maker.of_json(index, line, raw)
+        index = 0
+        for line, raw in _json_lines(path):
+            if self._is_left_out(index):
+                count = self._maker.rows_in(raw)
+                if self._left_out.count(1, index, index + count) == count:
+                    index += count
+                    continue
+            rows = self._maker.of_json(index, line, raw)
+            yield from rows
+            index += len(rows)
 
     def _text(self, path: Path) -> Iterator[Row]:
         assert isinstance(self._maker, PromptMaker)
         for index, raw in enumerate(text_lines(path)):
-            yield self._maker.of_text(index, index + 1, raw)
+            if not self._is_left_out(index):
+                yield self._maker.of_text(index, index + 1, raw)
 
     def _csv(self, path: Path) -> Iterator[Row]:
         delimiter = "\t" if ".tsv" in path.suffixes else ","
@@ -163,26 +181,31 @@ class RowSource:
             text = io.TextIOWrapper(
                 file, encoding="utf-8-sig", errors="surrogateescape", newline=""
             )
-            reader = csv.reader(guarded(text, path), delimiter=delimiter)
+            reader = csv.reader(guarded(text, path), delimiter=delimiter, strict=True)
+            line = 1
             try:
-                names = next(reader, [])
+                names = next(reader, None)
+                if names is None:
+                    return
                 self._maker.check_columns(names, f"{path}: line 1")
                 line = reader.line_num + 1
                 for fields in reader:
                     if fields:
-                        yield self._csv_row(index, line, fields, names)
+                        if not self._is_left_out(index):
+                            yield self._csv_row(index, line, fields, names)
                         index += 1
                     line = reader.line_num + 1
             except csv.Error as error:
-                raise DataError(f"{path}: line {reader.line_num}: {error}") from None
+                raise DataError(f"{path}: line {line}: {_csv_problem(error)}") from None
 
     def _csv_row(self, index: int, line: int, fields: list[str], names: list[str]) -> Row:
-        """The row of a record. Too many fields mean an unquoted comma, so a text cut short."""
-        if len(fields) > len(names):
+        """The row of a record. Too many fields mean an unquoted comma, so a text cut short; too few
+        a record cut short."""
+        if len(fields) != len(names):
             content = "\x1f".join(fields).encode("utf-8", "surrogateescape")
             message = f"line {line}: expected {len(names)} fields, found {len(fields)}"
             return Row(index, line, content, None, message)
-        values: dict[str, Any] = dict.fromkeys(names) | dict(zip(names, fields, strict=False))
+        values = dict(zip(names, fields, strict=True))
         return self._maker.of_fields(index, line, values)
 
     def _parquet(self, path: Path) -> Iterator[Row]:
@@ -192,10 +215,15 @@ class RowSource:
         try:
             file = pyarrow.parquet.ParquetFile(path)
             schema, column = file.schema_arrow, self.dataset.column
-            nested = column in schema.names and pyarrow.types.is_struct(schema.field(column).type)
+            at = schema.get_field_index(column)  # -1 where there is none, or several
+            nested = at >= 0 and pyarrow.types.is_struct(schema.field(at).type)
             self._maker.check_columns(schema.names, str(path), nested)
             index = 0
             for batch in file.iter_batches(columns=self._maker.columns(schema.names, nested)):
+                count = batch.num_rows
+                if self._left_out.count(1, index, index + count) == count:
+                    index += count
+                    continue
                 for fields in batch.to_pylist():
                     yield self._maker.of_fields(index, index + 1, fields)
                     index += 1
@@ -233,6 +261,13 @@ def _json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             raw = raw.removeprefix(BOM if line == 1 else b"").rstrip(b"\r\n")
             if raw.strip():
                 yield line, raw
+
+
+def _csv_problem(error: csv.Error) -> str:
+    """What is wrong with the record that begins on a line."""
+    if "unexpected end of data" in str(error):
+        return "a quote is opened there and never closed"
+    return str(error)
 
 
 def _path(data: DatasetConfig) -> Path:

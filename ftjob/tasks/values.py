@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ftjob.config.dataset import is_text_alone
@@ -51,6 +51,7 @@ class RowMaker:
             DataError: naming the column, its key and the columns that there are.
         """
         names = list(names)
+        check_unique([name for name in names if name in self.columns(names, nested)], where)
         if self._column not in names:
             raise DataError(
                 f"{where}: no column {self._column!r} (dataset.column). "
@@ -62,22 +63,27 @@ class RowMaker:
                 f"{nearest(self._target, names)} {NO_REFERENCES}."
             )
 
-    def of_json(self, index: int, line: int, raw: bytes) -> Row:
-        """The row of one JSONL line; its own id is kept."""
+    def of_json(self, index: int, line: int, raw: bytes) -> list[Row]:
+        """The one row of a JSONL line; its own id is kept."""
         value, problem = json_value(raw)
         if problem is None and (not isinstance(value, dict) or self._column not in value):
             held = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
             problem = _no_field(self._column, held)
         if problem is not None:
-            return Row(index, line, raw, None, f"line {line}: {problem}")
+            return [Row(index, line, raw, None, f"line {line}: {problem}")]
         row = self.of_fields(index, line, value, raw)
         own = own_id(value)
-        return row if own is None else dataclasses.replace(row, id=own)
+        return [row if own is None else dataclasses.replace(row, id=own)]
 
-    def id_in_json(self, raw: bytes) -> str | None:
+    def ids_in_json(self, raw: bytes) -> list[str]:
         """The id of the row that `of_json` makes of a line, by itself in half the time."""
         value, _ = json_value(raw)
-        return own_id(value) if isinstance(value, dict) and self._column in value else None
+        own = own_id(value) if isinstance(value, dict) and self._column in value else None
+        return [] if own is None else [own]
+
+    def rows_in(self, raw: bytes) -> int:
+        """How many rows `of_json` makes of a line."""
+        return 1
 
     def of_fields(
         self, index: int, line: int, fields: Mapping[str, Any], raw: bytes | None = None
@@ -125,6 +131,17 @@ class RowMaker:
         return source, target, problem
 
 
+def check_unique(names: Sequence[str], where: str) -> None:
+    """Refuse two columns of one name: nobody can say which is meant.
+
+    Raises:
+        DataError: naming it.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{where}: {names.count(name)} columns are called {name!r}")
+
+
 def translation_row(
     index: int, line: int, source: str, target: str | None, max_new_tokens: int | None = None
 ) -> Row:
@@ -151,11 +168,27 @@ def _text_row(index: int, line: int, value: Any, raw: bytes | None) -> Row:
 def json_value(raw: bytes) -> tuple[Any, str | None]:
     """What a line of JSON holds, and why it holds nothing."""
     try:
-        return json.loads(raw.decode("utf-8")), None
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_object), None
     except UnicodeDecodeError as error:
         return None, f"invalid UTF-8 at byte {error.start}"
+    except _Twice as error:
+        return None, str(error)
     except (ValueError, RecursionError) as error:
         return None, f"not JSON: {error}"
+
+
+class _Twice(ValueError):
+    """A name that an object has twice: nobody can say which value is meant."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in made if names.count(name) > 1)
+        shown = twice.encode("utf-8", "backslashreplace").decode("utf-8")
+        raise _Twice(f"field {shown!r:.60} is there twice")
+    return made
 
 
 def text_problem(value: Any, where: str = "") -> str | None:
@@ -172,7 +205,9 @@ def text_problem(value: Any, where: str = "") -> str | None:
 def own_id(fields: Mapping[str, Any]) -> str | None:
     """The id that a row states; one that is neither text nor a whole number is none."""
     own = fields.get("id")
-    return str(own) if isinstance(own, (str, int)) else None
+    if isinstance(own, int) and not isinstance(own, bool):
+        return str(own)
+    return own if isinstance(own, str) and text_problem(own) is None else None
 
 
 def _whole(value: Any) -> Any:

@@ -37,7 +37,13 @@ def test_readme_parts_are_rendered_from_the_code() -> None:
 
 @pytest.mark.parametrize(
     ("name", "rows", "compared"),
-    [("lambada_demo", 5153, ["f32"]), ("multi30k_demo", 1000, ["greedy", "beam4"])],
+    [
+        ("lambada_demo", 5153, ["f32"]),
+        ("multi30k_demo", 1000, ["greedy", "beam4"]),
+        ("options_demo", 45, ["gpt"]),
+        ("options_demo", 42, ["t5"]),
+        ("options_demo", 16, ["beams"]),
+    ],
 )
 def test_suite_holds(name: str, rows: int, compared: list[str]) -> None:
     """Every job of the committed suite has figures, and they are as expected."""

@@ -65,6 +65,25 @@ def test_a_folder_without_a_tokenizer_runs_on_ids(place: Place) -> None:
     assert bare == whole
 
 
+def test_a_tokenizer_that_is_named_goes_along(place: Place) -> None:
+    """Of a source without one: what is written answers by itself, whatever the tokenizer's form."""
+    place("convert", f"model.checkpoint={GPT}", "convert.to=megatron", "convert.out=m").expect(0)
+    for name in ("tokenizer.json", "tokenizer_config.json", MANIFEST_NAME):
+        (place.cwd / "m" / name).unlink()
+    (place.cwd / "own.json").write_bytes((GPT / "tokenizer.json").read_bytes())
+    place(*LAMBADA, "model.checkpoint=m").expect(3, "no tokenizer.json")
+    convert = ("convert", "model.checkpoint=m", "convert.to=hf")
+    for n, spec in enumerate(("builtin:demo_gpt", "own.json", str(GPT))):
+        place(*convert, f"model.tokenizer={spec}", f"convert.out={n}").expect(0)
+        place(*LAMBADA, f"model.checkpoint={n}").expect(0)
+    place(*convert, "model.tokenizer=builtin:gpt2", "convert.out=x").expect(3, "up to 50256")
+    place(*convert, "model.tokenizer=absent", "convert.out=x").expect(
+        3, "model.tokenizer=absent: is no file"
+    )
+    place(*convert, "convert.out=bare").expect(0)
+    assert not (place.cwd / "bare" / "tokenizer.json").exists()
+
+
 def test_refusals(place: Place, tmp_path: Path) -> None:
     source = f"model.checkpoint={GPT}"
     place("convert", source).expect(2, "convert needs model.checkpoint=SRC convert.to=")
@@ -112,7 +131,7 @@ def test_killed_conversion_leaves_nothing_that_loads(
     (left,) = place.cwd.glob(".out.partial-*")
     for folder in (left, *left.glob("*-gpu")):
         place(*LAMBADA, f"model.checkpoint={folder}").expect(3, "ended before it was whole")
-    place("convert", *arguments).expect(0)
+    assert f"left over  {left}: remove it" in place("convert", *arguments).expect(0).out
     place(*LAMBADA, "model.checkpoint=out").expect(0)
 
 
@@ -134,6 +153,10 @@ def test_a_run_finds_every_changed_bit(place: Place) -> None:
         3, "its bytes have changed"
     )
     place(*run, "model.verify=false").expect(0)
+    place(
+        *("convert", f"model.checkpoint={folder}", "convert.to=hf", "convert.out=x"),
+        "model.verify=false",
+    ).expect(0)
     assert MANIFEST_NAME in tree(folder)
 
 

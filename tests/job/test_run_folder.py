@@ -35,6 +35,8 @@ FILES = {
     "identity.json",
     "logs/rank0000.log",
     "journal/rank0000.attempt0.jsonl",
+    "journal/rank0000.attempt0.index",
+    "journal/rows.attempt0.index",
     "status/rank0000.attempt0.json",
     "status.json",
     "samples.jsonl",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ftjob.kernels.packed_attention import packed_attention
-from ftjob.model.packing import QUERIES, Blocks
+from ftjob.model.packing import QUERIES, Blocks, block_table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE.type == "cuda" else [])
@@ -85,6 +85,21 @@ def test_the_last_positions_alone(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
+def test_queries_that_fill_up_get_zeros(causal: bool) -> None:
+    """They see no key, and are in nobody's way; what lies behind the rows may be anything."""
+    heads, size, lengths, total = 2, 16, [70, 5], 160
+    made = torch.Generator().manual_seed(0)
+    qkv = torch.randn(total, 3 * heads * size, generator=made).to(DEVICE)
+    qkv[75:] = torch.nan
+    q, kv = qkv[:, : heads * size], qkv[:, heads * size :]
+    blocks = Blocks(torch.from_numpy(block_table(lengths, lengths, total)).to(DEVICE), total)
+    found = packed_attention(q, kv, blocks, heads, causal=causal, scale=0.3)
+    wanted = plain(q[:75], kv[:75], lengths, lengths, heads, causal, 0.3, None)
+    torch.testing.assert_close(found[:75].double(), wanted, rtol=0, atol=2e-6)
+    assert bool((found[75:] == 0).all())
+
+
 def test_blocks() -> None:
     """Each query is in one block, of one row, at its own place."""
     assert QUERIES == 64
@@ -95,3 +110,12 @@ def test_blocks() -> None:
         [70, 1, 8, 80, 9],
         [71, 33, 0, 89, 33],
     ]
+
+
+def test_blocks_that_fill_up() -> None:
+    assert block_table([3], [5], 70).tolist() == [
+        [0, 3, 2, 0, 5],
+        [3, 64, 0, 5, 0],
+        [67, 3, 0, 5, 0],
+    ]
+    assert block_table([3], [5], 3).tolist() == [[0, 3, 2, 0, 5]]

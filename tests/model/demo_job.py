@@ -15,8 +15,9 @@ from ftjob.checkpoint.resolve import demo_file
 from ftjob.comm import Pulse, Solo
 from ftjob.comm.groups import Wires
 from ftjob.config import build
-from ftjob.device import Answered, DeviceThread, Message, Ready
+from ftjob.device import DeviceThread
 from ftjob.job import Job, prepare
+from ftjob.news import Answered, Message, Ready
 from ftjob.plan import Machine
 from ftjob.tasks import make_task
 from ftjob.tasks.base import Scored, ScoreRequest

@@ -14,8 +14,9 @@ from ftjob.batching import chunks
 from ftjob.comm import Pulse
 from ftjob.comm.groups import Wiring
 from ftjob.config import build
-from ftjob.device import Answered, DeviceThread, Failed, Message
+from ftjob.device import DeviceThread
 from ftjob.job import Job, open_model, prepare
+from ftjob.news import Answered, Failed, Message
 from ftjob.plan import Machine, make_plan
 from ftjob.tasks.base import Generated, GenerateRequest, Row
 from ftjob.telemetry import Phases

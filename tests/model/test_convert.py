@@ -23,6 +23,7 @@ from ftjob.checkpoint.convert import Conversion, convert
 from ftjob.checkpoint.manifest import MANIFEST_NAME, UNFINISHED_NAME, check_manifest
 from ftjob.commands.convert import open_source
 from ftjob.errors import CheckpointError, ConfigError
+from ftjob.tokenizer import tokenizer_files
 
 TARGETS = ("hf", "fastertransformer", "megatron")
 
@@ -30,7 +31,8 @@ TARGETS = ("hf", "fastertransformer", "megatron")
 def conversion(source: Path, out: Path, to: Any, family: str = "gpt2", **how: Any) -> Conversion:
     opened = open_source(config_of(source, family))
     assert opened.index is not None
-    plain = {"tensor": 1, "pipeline": 1, "dtype": "auto"} | how
+    files = tokenizer_files(None, opened.index.folder)
+    plain: dict[str, Any] = {"tensor": 1, "pipeline": 1, "dtype": "auto", "tokenizer": files} | how
     return Conversion(opened.index, opened.arch, opened.specials, opened.rules, to, out, **plain)
 
 

@@ -122,6 +122,18 @@ def test_padding_of_the_vocabulary_is_left_out(tmp_path: Path) -> None:
         assert_same(parts(config, *split), parts(config_of(tmp_path / "hf"), *split))
 
 
+def test_padding_that_nothing_tells_from_words_is_reported(tmp_path: Path) -> None:
+    """config.ini of a Megatron model counts padded rows as words: the report says so."""
+    write_gpt2(tmp_path / "hf", random_gpt2(vocab_size=128))
+    folder = write_ft_gpt(tmp_path / "hf", tmp_path, 2)
+    for vocab, words in ((None, "unknown: all 128 rows that config.ini states"), (128, None)):
+        source = opened(folder, arch={"vocab": vocab})
+        assert source.index is not None
+        remark = source.index.remarks.get("padding of the vocabulary")
+        assert (remark or "").startswith(words or "")
+        assert (remark is None) is (words is None)
+
+
 def refusal(folder: Path, family: str = "gpt2") -> str:
     with pytest.raises(CheckpointError) as refused:
         opened(folder, family)
@@ -222,6 +234,10 @@ T5_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "absolute": (restate("position_embedding_type", "absolute"), "only relative"),
     "ia3": (restate("ia3_num_tasks", "1"), "only 0"),
     "an ia3 file": (add("decoder.block.0.layer.0.SelfAttention.k.ia3.weight.0.bin"), "IA3"),
+    "another activation": (
+        restate("feed_forward_proj", "silu"),
+        "[decoder] feed_forward_proj=silu disagrees with dense_act_fn=relu",
+    ),
     "gate": (restate("use_gated_activation", "1"), "wi2.weight.0.bin: is missing"),
 }
 

@@ -130,7 +130,9 @@ def test_score_chunk_answers_in_the_chunks_order(
     stage = open_stage(job_config(tmp_path))
     rows = random_rows([2, 41, 7, 20, 7, 2], 61)
     requests = [request(ids, max(1, len(ids) - 3)) for ids in rows]
-    answers = score_chunk(stage, Chunk(0, tuple(requests)), CPU, lambda: None)
+    launched = score_chunk(stage, Chunk(0, tuple(requests)), CPU, lambda: None)
+    assert launched.done
+    answers = launched.answers(lambda: None)
     for asked, scored in zip(requests, answers, strict=True):
         logits = reference_logits(reference, asked.ids[:-1])[asked.scored_from - 1 :]
         targets = torch.tensor(asked.ids[asked.scored_from :])

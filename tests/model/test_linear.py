@@ -73,7 +73,9 @@ def test_row_linear_adds_to_the_residual(packed: bool, inputs: int, weights: Wei
     layer = RowLinear(inputs, 37, weights, (torch.float32, CPU), Solo())
     fill(layer, weight, bias, Solo())
     wanted = residual.double() + x.double() @ weight.double().T + bias.double()
-    torch.testing.assert_close(layer.add_to(residual, x), wanted.float(), rtol=1e-5, atol=2e-3)
+    torch.testing.assert_close(
+        layer.add_to(residual, x).total(), wanted.float(), rtol=1e-5, atol=2e-3
+    )
     assert torch.equal(residual, before)
 
 
@@ -87,7 +89,7 @@ def test_row_linear_over_a_group_adds_bias_and_residual_once(packed: bool, ways:
         mine = slice(comm.rank * inputs, (comm.rank + 1) * inputs)
         layer = RowLinear(inputs, 11, "float", (torch.float32, CPU), comm)
         fill(layer, weight[:, mine], bias, comm)
-        return layer.add_to(residual, x[:, mine].contiguous())
+        return layer.add_to(residual, x[:, mine].contiguous()).total()
 
     wanted = residual.double() + x.double() @ weight.double().T + bias.double()
     for y in run_group(ways, member):
@@ -110,7 +112,7 @@ def test_blocks_round_as_well_as_torchs_own_product() -> None:
     exact = x.double() @ weight.double().T
     layer = RowLinear(inputs, 64, "float", (torch.float32, CPU), Solo())
     fill(layer, weight, torch.zeros(64), Solo())
-    ours = (layer.add_to(zero, x).double() - exact).square().mean().sqrt()
+    ours = (layer.add_to(zero, x).total().double() - exact).square().mean().sqrt()
     theirs = (F.linear(x, weight).double() - exact).square().mean().sqrt()
     assert float(ours) < 2 * float(theirs)
 

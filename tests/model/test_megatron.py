@@ -254,6 +254,14 @@ DAMAGE: dict[str, tuple[Any, str]] = {
         lambda r: r.update(checkpoint_version=4.0),
         "checkpoint_version=4.0 is not known; known: 0, 1, 2, 3",
     ),
+    "version of a class": (
+        lambda r: r.update(checkpoint_version=AttnMaskType.CAUSAL),
+        "checkpoint_version is an object of test_megatron.AttnMaskType: only tensors",
+    ),
+    "a class as a name": (
+        lambda r: blocks(r).update({AttnMaskType: torch.zeros(3)}),
+        "the class test_megatron.AttnMaskType as a key",
+    ),
     "version of text": (lambda r: r.update(checkpoint_version="3"), "checkpoint_version=3 is not"),
     "megatron core": (
         lambda r: r.update(model={"decoder.layers.0.x": torch.zeros(2)}),
@@ -271,7 +279,12 @@ def test_what_is_not_whole_is_refused(hf: Path, tmp_path: Path, damage: Any, wor
 
 
 ARGS: dict[str, tuple[dict[str, Any], str]] = {
-    "heads": ({"num_attention_heads": 5}, "5 heads of 4.8 do not make the hidden size of 24"),
+    "heads": ({"num_attention_heads": 5}, "5 heads (args.num_attention_heads) of 4.8 do not"),
+    "heads of text": ({"num_attention_heads": "4"}, "num_attention_heads=4 must be a whole number"),
+    "heads of a class": (
+        {"num_attention_heads": AttnMaskType.CAUSAL},
+        "args.num_attention_heads=an object of test_megatron.AttnMaskType must be a whole",
+    ),
     "no heads": ({"num_attention_heads": None}, "does not say how many heads"),
     "layers": ({"num_layers": 5}, "args.num_layers=5, but the tensors say 4"),
     "hidden": ({"hidden_size": 25}, "args.hidden_size=25, but the tensors say 24"),

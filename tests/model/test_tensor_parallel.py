@@ -66,7 +66,8 @@ def test_cut_model_gives_the_whole_models_answers(cut_model: tuple[int, JobConfi
     chunk = Chunk(0, tuple(ScoreRequest(Row(0, 1, b"", ""), "", r, 1, 1) for r in rows))
 
     def answers(group: Comm) -> list[Scored]:
-        return score_chunk(open_stage(config, group), chunk, CPU, lambda: None)
+        scoring = score_chunk(open_stage(config, group), chunk, CPU, lambda: None)
+        return scoring.answers(lambda: None)
 
     whole = answers(Solo())
     for rank in run_group(ways, answers):

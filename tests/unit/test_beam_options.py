@@ -246,7 +246,7 @@ def test_fastertransformers_score_counts_a_rows_own_prompt() -> None:
     logits = torch.tensor([0.0, 1.0, 4.0, 0.0, 0.0]).repeat(4, 1)
     for _ in range(2):
         search.advance(logits.clone(), Solo())
-    (best,) = search.harvest(0).hypotheses
+    (best,) = search.harvest([0])()[0].hypotheses
     assert best.ids == [2, 2]
     assert best.score == pytest.approx(best.cum_logprob / 64)
 
@@ -268,7 +268,7 @@ def test_near_ties_of_competing_beams() -> None:
             last = torch.full((rows, 2), 3)
             for _ in range(5):
                 last = search.advance(moved[place, last].flatten(0, 1), Solo()).ids
-            found.append([search.harvest(i) for i in range(rows)])
+            found.append(search.harvest(range(rows))())
         for a, b in zip(*found, strict=True):
             if [h.ids for h in a.hypotheses] != [h.ids for h in b.hypotheses]:
                 turned += 1

@@ -17,8 +17,8 @@ import torch
 from ftjob.batching import Chunk
 from ftjob.decode.cache import Cache
 from ftjob.decode.cohorts import Books, Cohort
+from ftjob.decode.steps import StepView
 from ftjob.model.arch import Arch
-from ftjob.model.attention import StepView
 from ftjob.plan_generation import Generation
 from ftjob.tasks.base import GenerateRequest, Row
 

@@ -292,6 +292,12 @@ def test_id_outside_of_the_vocabulary_is_refused(folder: Path) -> None:
     )
 
 
+def test_settings_that_do_not_go_together_are_refused_by_file(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    write_config(folder, n_head=config["n_embd"] - 1)
+    assert refusal(folder).startswith(f"{folder}/config.json: n_embd={config['n_embd']} is not a")
+
+
 def test_tokenizer_larger_than_the_vocabulary_is_refused(folder: Path) -> None:
     config = build({"model": {"checkpoint": str(folder), "tokenizer": "builtin:gpt2"}})
     with pytest.raises(CheckpointError, match="ids up to 50256, but the model's vocabulary has 11"):

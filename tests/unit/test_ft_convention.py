@@ -11,7 +11,8 @@ from search_rows import CPU
 
 from ftjob.comm import Solo
 from ftjob.config.groups import DecodeConfig
-from ftjob.config.options import RowOptions, csv_words, list_words
+from ftjob.config.options import RowOptions
+from ftjob.config.words import csv_words, list_words
 from ftjob.decode.processors import Processors
 from ftjob.decode.search import SearchRow, make_search
 from ftjob.tasks.base import GenerateRequest, Row

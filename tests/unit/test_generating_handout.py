@@ -8,6 +8,7 @@ until rows are done could wait for rows that wait for it.
 from __future__ import annotations
 
 import random
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ import pytest
 import torch
 
 from ftjob.batching import Chunk, chunks, widest
-from ftjob.comm import Solo
+from ftjob.comm import Pulse, Solo
 from ftjob.comm.groups import Wires
 from ftjob.config import build
 from ftjob.config.groups import JobConfig
@@ -122,7 +123,7 @@ class Run:
                 cast(Any, Silent()),
                 Wires(Solo(), None, None),
                 (torch.float32, torch.device("cpu")),
-                cast(Any, lambda: None),
+                Pulse(threading.Event()),
                 nullcontext,
             )
             self.running[replica] = generator.run(lambda r=replica: self.take(r))

@@ -36,7 +36,9 @@ class Wire(LocalLink):
             self.sent.append((to, message))
 
 
-def plan(tensor: int, pipeline: int, *devices: int, max_tokens: int = 100) -> Plan:
+def plan(
+    tensor: int, pipeline: int, *devices: int, max_tokens: int = 100, kind: str = "cpu"
+) -> Plan:
     config = build(
         {
             "model": {"checkpoint": "PATH"},
@@ -44,7 +46,8 @@ def plan(tensor: int, pipeline: int, *devices: int, max_tokens: int = 100) -> Pl
             "batch": {"max_tokens": max_tokens},
         }
     )
-    return make_plan(config, ARCH, family("gpt2").tensors(ARCH), Machine(devices, "cpu", 1, "test"))
+    machine = Machine(devices, kind, 1 << 34, "test")
+    return make_plan(config, ARCH, family("gpt2").tensors(ARCH), machine)
 
 
 def requests(count: int, longest: int = 60) -> list[ScoreRequest]:
@@ -61,19 +64,20 @@ def done(work: Work) -> Done:
 
 
 @pytest.mark.parametrize(("pipeline", "devices", "replicas"), [(1, (4,), 4), (2, (4,), 2)])
-def test_a_chunk_a_stage_and_one_ahead(
-    pipeline: int, devices: tuple[int, ...], replicas: int
+@pytest.mark.parametrize(("kind", "ahead"), [("cpu", 1), ("cuda", 2)])
+def test_a_chunk_a_stage_and_some_ahead(
+    pipeline: int, devices: tuple[int, ...], replicas: int, kind: str, ahead: int
 ) -> None:
     wire = Wire()
-    handout = Handout(plan(1, pipeline, *devices), BATCH, requests(400), wire)
+    handout = Handout(plan(1, pipeline, *devices, kind=kind), BATCH, requests(400), wire)
     handout.step()
-    assert len(wire.sent) == replicas * (pipeline + 1)
+    assert len(wire.sent) == replicas * (pipeline + ahead)
     handout.step()
-    assert len(wire.sent) == replicas * (pipeline + 1), "nobody has finished"
+    assert len(wire.sent) == replicas * (pipeline + ahead), "nobody has finished"
     first = wire.sent[0][1]
     handout.done(done(first))
     handout.step()
-    assert [w.replica for _, w in wire.sent[replicas * (pipeline + 1) :]] == [first.replica]
+    assert [w.replica for _, w in wire.sent[replicas * (pipeline + ahead) :]] == [first.replica]
 
 
 def test_every_rank_of_a_replica_gets_its_chunks_in_one_order() -> None:

@@ -27,7 +27,9 @@ STDLIB_ONLY = (
     "checkpoint/shard.py",
     "model/arch.py",
     "model/families/",
+    "bench/roofline.py",
     "config/__init__.py",
+    "config/bench.py",
     "config/build.py",
     "config/cluster.py",
     "config/convert.py",
@@ -40,6 +42,7 @@ STDLIB_ONLY = (
     "config/old_settings.py",
     "config/pbtxt.py",
     "config/shape.py",
+    "config/words.py",
     "__main__.py",
     "__init__.py",
 )

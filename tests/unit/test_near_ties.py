@@ -40,7 +40,7 @@ def answer(
     for lanes in steps:
         if bool(search.advance(logits_of(lanes), Solo()).finished[0]):
             break
-    return search.harvest(0)
+    return search.harvest([0])()[0]
 
 
 def recorded(found: Generated, position: int, gap: float) -> bool:
@@ -239,7 +239,7 @@ class Table:
                 paths[row] = [[*paths[row][p], t] for t, p in beams]
                 finished = bool(chosen.finished[row])
                 traces[row].append(finished or sorted(paths[row]))
-        return [search.harvest(row) for row in range(self.rows)], traces
+        return search.harvest(range(self.rows))(), traces
 
 
 @pytest.mark.parametrize("beams", [1, 2, 3, 5])

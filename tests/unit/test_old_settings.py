@@ -78,7 +78,7 @@ def test_pbtxt(tmp_path: Path) -> None:
         ),
         *("decode.start_id=50256", "decode.end_id=50256"),
         *("model.name=gpt3_345M", "decode.beams=4", "decode.length_penalty=1.0"),
-        *("model.weights=int8", "model.checkpoint=/data/ft models/8-gpu"),
+        *("model.weights=int8", "model.checkpoint=/data/ft models/8-gpu", "decode.convention=ft"),
     ]
     config = compose([*overrides(page), "dataset.mode=generate"])
     assert (config.parallel.tensor, config.parallel.pipeline) == (8, 2)
@@ -88,6 +88,7 @@ def test_pbtxt(tmp_path: Path) -> None:
         assert row(page, name)
     assert "counted the padded prompt too" in row(page, "len_penalty")
     assert "greedy" in row(page, "top_p")
+    assert page.endswith("\nAdd the rows to run: dataset=prompts dataset.path=FILE.\n")
 
 
 def test_gpt_config_ini(tmp_path: Path) -> None:
@@ -112,6 +113,56 @@ def test_gpt_config_ini(tmp_path: Path) -> None:
     compose(overrides(page))
 
 
+EXAMPLES: dict[str, dict[str, str]] = {
+    "beams of the example, which names a nucleus too": {
+        **{"beam_width": "4", "top_k": "0", "top_p": "0.5", "temperature": "0.7"},
+        **{"len_penalty": "0.5", "beam_search_diversity_rate": "0.3", "repetition_penalty": "2.0"},
+    },
+    "a temperature of the likeliest": {"top_k": "1", "top_p": "0", "temperature": "0.5"},
+    "drawn": {
+        **{"top_k": "40", "top_p": "0.9", "temperature": "0.7", "len_penalty": "1.0"},
+        **{"beam_search_diversity_rate": "0.3", "top_p_decay": "0.9", "top_p_reset_ids": "5"},
+    },
+}
+
+
+@pytest.mark.parametrize("settings", EXAMPLES.values(), ids=EXAMPLES.keys())
+def test_what_is_printed_runs_under_the_old_rules(tmp_path: Path, settings: dict[str, str]) -> None:
+    """Settings that FasterTransformer took together, though some of them did nothing there."""
+    file = tmp_path / "gpt_config.ini"
+    held = "".join(f"{k}={v}\n" for k, v in settings.items())
+    file.write_text(f"[ft_instance_hyperparameter]\nmodel_dir=x\n{held}")
+    page = settings_page(file)
+    config = compose([*overrides(page), "dataset.mode=generate"])
+    assert config.decode.convention == "ft"
+    assert config.decode.temperature == float(settings["temperature"])
+    assert config.decode.beams == int(settings.get("beam_width", "1"))
+
+
+def test_parameters_of_the_requests_and_of_other_models_are_known() -> None:
+    """Those of the inputs, of sessions, of experts and of GPT-NeoX: named, not called unknown."""
+    every = (
+        *("input_ids", "input_lengths", "sequence_length", "request_prompt_embedding"),
+        *("request_prompt_lengths", "request_prompt_type", "START", "END", "continue_gen"),
+        *("INPUT_ID", "REQUEST_INPUT_LEN", "REQUEST_OUTPUT_LEN", "task_name", "prompt_length"),
+        *("gpt_with_moe", "expert_num", "moe_k", "moe_layers", "adapter_norm_position"),
+        *("rotary_embedding", "use_gptj_residual", "has_positional_encoding"),
+        *("has_pre_decoder_layernorm", "has_post_decoder_layernorm", "use_attention_linear_bias"),
+        *("in_file", "saved_dir", "infer_gpu_num", "inference_tensor_para_size"),
+    )
+    assert [name for name in every if name not in names()] == []
+
+
+def test_config_ini_beside_its_weights_names_the_folder(tmp_path: Path) -> None:
+    file = tmp_path / "config.ini"
+    file.write_text("[gpt]\nhead_num=16\n")
+    assert overrides(settings_page(file)) == ["model=gpt2"]
+    (tmp_path / "model.wte.bin").touch()
+    page = settings_page(file)
+    assert overrides(page) == ["model=gpt2", f"model.checkpoint={tmp_path}"]
+    assert "weights lie beside the file" in page
+
+
 def test_config_ini_of_folders(tmp_path: Path) -> None:
     file = tmp_path / "config.ini"
     file.write_text("[gpt]\nhead_num=16\nlayernorm_eps=1e-6\nweight_data_type=fp16\n")
@@ -134,6 +185,26 @@ VALUES: dict[str, tuple[dict[str, str], str, str | None, str]] = {
     "float weights": ({"int8_mode": "0"}, "int8_mode", "model.weights=float", ""),
     "smooth": ({"int8_mode": "2"}, "int8_mode", None, "activations in int8 are not read"),
     "t5": ({"model_type": "T5"}, "model_type", "model=t5", ""),
+    "mt5 of a folder": ({"model_type": "mt5"}, "model_type", "model=t5", ""),
+    "a rate without beams": (
+        {"beam_search_diversity_rate": "0.3", "beam_width": "1"},
+        *("beam_search_diversity_rate", None, "for beams only"),
+    ),
+    "a nucleus under beams": (
+        {"top_k": "0", "top_p": "0.5", "beam_width": "4"},
+        *("top_p", None, "a beam search draws nothing"),
+    ),
+    "decay with a top_k": (
+        {"runtime_top_k": "4", "top_p_decay": "0.9"},
+        *("top_p_decay", None, "for rows without top_k"),
+    ),
+    "reset": ({"top_p_reset_ids": "7"}, "top_p_reset_ids", "decode.top_p_reset=7", ""),
+    "no reset": ({"top_p_reset_ids": "-1"}, "top_p_reset_ids", None, "as by default"),
+    "prompt": (
+        {"is_return_context_cum_log_probs": "1"},
+        *("is_return_context_cum_log_probs", "decode.prompt_logprob=true", ""),
+    ),
+    "soft prompt": ({"request_prompt_type": "1"}, "request_prompt_type", None, "prompt tables"),
     "gpt-j": ({"model_type": "GPT-J"}, "model_type", None, "no family here"),
     "no number": ({"tensor_para_size": "x"}, "tensor_para_size", None, "is no number"),
     "as by default": ({"tensor_para_size": "1"}, "tensor_para_size", None, "as by default"),
@@ -141,7 +212,7 @@ VALUES: dict[str, tuple[dict[str, str], str, str | None, str]] = {
     "greedy": ({"top_k": "0", "top_p": "0.0"}, "top_k", None, "greedy"),
     "seed": ({"random_seed": "0"}, "random_seed", "decode.seed=0", "draw different numbers"),
     "diversity": (
-        {"beam_search_diversity_rate": "0.3"},
+        {"beam_search_diversity_rate": "0.3", "beam_width": "4"},
         "beam_search_diversity_rate",
         "decode.beam_search_diversity_rate=0.3",
         "the paper it cites (arXiv 1611.08562) subtracts it",

@@ -47,10 +47,19 @@ def test_a_request_of_openais_has_openais_defaults() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (openai({"prompt": ["a", "b"]}), "prompt has 2 prompts: a request is one row"),
-        (openai({"prompt": "a", "echo": True}), "echo=True is not supported"),
+        (openai({"prompt": []}), "prompt has 0 prompts, must be from 1 to 2048"),
+        (openai({"prompt": ["a"] * 2049}), "prompt has 2049 prompts, must be from 1 to 2048"),
+        (openai({"prompt": ["a", [1]]}), "prompt must be a list of texts, or one of lists of"),
+        (openai({"prompt": "a", "echo": 1}), "echo=1: must be true or false"),
+        (openai({"prompt": "a", "logprobs": 6}), "logprobs=6: must be from 0 to 5"),
+        (openai({"prompt": "a", "logprobs": True}), "logprobs=True: must be from 0 to 5"),
+        (openai({"prompt": "a", "stream": True}), "stream=True is not supported"),
+        (openai({"prompt": "a", "suffix": "b"}), "suffix='b' is not supported"),
+        (openai({"prompt": "a", "n": 0}), "n=0: must be from 1 to 128"),
+        (openai({"prompt": "a", "best_of": "2"}), "best_of='2': must be from 1 to 128"),
+        (openai({"prompt": "a", "best_of": 1, "n": 2}), "best_of=1 is less than n=2"),
         (openai({"prompt": "a", "logit_bias": {"5": 1}}), "logit_bias={'5': 1} is not supported"),
-        (openai({"prompt": "a", "best_of": 3}), "best_of must be n"),
+        (openai({"prompt": "a", "best_of": 3}), "is more than the run's decode.num_return_seq"),
         (openai({"prompt": "a", "top": 3}), "no such parameter of /v1/completions: 'top'"),
         (openai({"prompt": "a", "stop": ["a"] * 5}), "stop has 5 texts, must be at most 4"),
         (openai({"prompt": "a", "n": 2}), "is more than the run's decode.num_return_sequences=1"),
@@ -58,7 +67,7 @@ def test_a_request_of_openais_has_openais_defaults() -> None:
         (openai({"prompt": "a"}, custom_id=5), "custom_id must be text"),
         (openai("x"), "body must be an object"),  # type: ignore[arg-type]
         (openai({"model": "m"}), "no 'prompt' and no 'prompt_ids'"),
-        (openai({"prompt": "a", "max_tokens": 0}), "max_new_tokens=0: must be from 1"),
+        (openai({"prompt": "a", "max_tokens": 0}), "max_tokens=0: must be from 1 to 65536"),
     ],
 )
 def test_what_is_wrong_with_a_request_of_openais(line: Any, said: str) -> None:
@@ -70,7 +79,7 @@ def test_batch_files_answer_every_request_once(tmp_path: Path) -> None:
     good = request(of(openai({"prompt": "ab", "model": "m", "n": 2, "stop": ["d"]}), job))
     records = [
         make_task(job).record(good, answer([2, 3], [2, 5], reason="stop"), Letters()),
-        of(openai({"prompt": ["a", "b"], "model": "m"}), job),
+        of(openai({"prompt": [], "model": "m"}, custom_id="r2"), job),
         make_task(job).record(request(of({"prompt": "a"}, job)), answer([1]), Letters()),
     ]
     folder = RunFolder(tmp_path)
@@ -83,9 +92,9 @@ def test_batch_files_answer_every_request_once(tmp_path: Path) -> None:
     assert [c["text"] for c in body["choices"]] == ["c", "cf"]
     assert [c["finish_reason"] for c in body["choices"]] == ["stop", "stop"]
     (failed,) = [json.loads(line) for line in (tmp_path / ERRORS).read_text().splitlines()]
-    assert (failed["custom_id"], failed["response"]) == ("r1", None)
+    assert (failed["custom_id"], failed["response"]) == ("r2", None)
     assert failed["error"]["line"] == 4
-    assert "prompt has 2 prompts" in failed["error"]["message"]
+    assert "prompt has 0 prompts" in failed["error"]["message"]
     assert not (tmp_path / PARQUET).exists()
 
 
@@ -171,3 +180,6 @@ def test_prompts_need_a_file_and_generate() -> None:
         config(path=None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"dataset.mode=score: dataset.task=prompts generates"):
         config(data={"mode": "score"})
+    for name in ("id", "prompt_ids"):
+        with pytest.raises(ConfigError, match=f"dataset.column={name}: has a meaning of its own"):
+            config(data={"column": name})

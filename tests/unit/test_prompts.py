@@ -70,7 +70,7 @@ def prepared(row: Row, job: JobConfig | None = None, encoder: Any = None, **more
 def of(line: Any, job: JobConfig | None = None, **more: Any) -> Prepared:
     """What becomes of a JSONL line."""
     raw = line if isinstance(line, bytes) else json.dumps(line).encode()
-    row = PromptMaker((job or config()).dataset).of_json(3, 4, raw)
+    row, *_ = PromptMaker((job or config()).dataset).of_json(3, 4, raw)
     return prepared(row, job, **more)
 
 
@@ -220,7 +220,7 @@ def test_keys_tell_options_apart_and_ids_do_not_matter() -> None:
     maker = PromptMaker(config().dataset)
 
     def key(line: dict[str, Any]) -> str:
-        return KeyMaker("").keyed(maker.of_json(0, 1, json.dumps(line).encode()))[1]
+        return KeyMaker("").keyed(maker.of_json(0, 1, json.dumps(line).encode())[0])[1]
 
     assert key({"prompt": "a", "top_k": 2, "seed": 1}) == key(
         {"seed": 1, "top_k": 2, "prompt": "a"}

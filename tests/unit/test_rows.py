@@ -20,6 +20,7 @@ from ftjob.errors import UNREADABLE, DataError
 from ftjob.tasks.base import Row
 from ftjob.tasks.ids import Doubled, doubled_id
 from ftjob.tasks.rows import RowSource
+from ftjob.tasks.values import RowMaker
 
 TEXTS = ["the cat sat", 'a "quoted", comma', "naïve café 漢字 🙂", "two\nlines here", " edge "]
 
@@ -51,6 +52,30 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "a.tsv": write_csv,
     "a.parquet": write_parquet,
 }
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("flags", [b"\1\0\1", b"\1\1\1\0\0", b"\1" * 5, b""])
+def test_rows_left_out_are_not_made(
+    tmp_path: Path, name: str, flags: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    WRITERS[name](path)
+    every, made = read(path), list[int]()
+    for kind in ("of_json", "of_fields"):
+        real = getattr(RowMaker, kind)
+
+        def counting(self: Any, index: int, *rest: Any, real: Any = real) -> Any:
+            made.append(index)
+            return real(self, index, *rest)
+
+        monkeypatch.setattr(RowMaker, kind, counting)
+    source = RowSource(DatasetConfig(path=str(path)))
+    wanted = [r for r in every if r.index >= len(flags) or not flags[r.index]]
+    assert list(source.rows(flags)) == wanted
+    assert source.total == len(every)
+    if path.suffix != ".parquet" or not wanted:  # of a table whole batches are skipped
+        assert {*made} == {r.index for r in wanted}
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -217,7 +242,7 @@ def test_malformed_csv_rows_are_errors_with_line_numbers(tmp_path: Path) -> None
     rows = read(path)
     assert [r.text for r in rows] == ["a b", None, None, "c d"]
     assert [r.line for r in rows] == [2, 3, 4, 5]
-    assert "line 3: expected text, found NoneType" in str(rows[1].error)
+    assert "line 3: expected 2 fields, found 1" in str(rows[1].error)
     assert "line 4: invalid UTF-8" in str(rows[2].error)
 
 

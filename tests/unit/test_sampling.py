@@ -172,7 +172,7 @@ def test_draws_follow_the_distribution(convention: Any, k: int, p: float) -> Non
     rows = [SearchRow(1, [1], dataclasses.replace(options, seed=s), 99) for s in range(250)]
     search.enter(0, rows)
     search.advance(row.repeat(250 * 40, 1), Solo())
-    found = [search.harvest(slot) for slot in range(250)]
+    found = search.harvest(range(250))()
     ids = torch.tensor([h.ids[0] for one in found for h in one.hypotheses])
     assert len(ids) == 10_000
     wanted = BY[convention](row[0], k, p)
@@ -274,7 +274,7 @@ def test_figures_of_a_draw() -> None:
         search = make_search(decode, (), 1, VOCAB, CPU)
         search.enter(0, [SearchRow(1, [1], options, 5)])
         search.advance(row.clone(), Solo())
-        (best,) = search.harvest(0).hypotheses
+        (best,) = search.harvest([0])()[0].hypotheses
         scores = row[0] / (0.5 if convention == "hf" else 0.5 + 1e-6)
         among = scores if convention == "hf" else scores.topk(5).values
         assert best.cum_logprob == pytest.approx(

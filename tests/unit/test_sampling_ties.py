@@ -36,7 +36,7 @@ def test_near_ties_tell_which_draws_rounding_could_turn(options: RowOptions) -> 
             search = make_search(DecodeConfig(), (), width, VOCAB, CPU)
             search.enter(0, [SearchRow(1, [1], one, i) for i in range(width)])
             search.advance(scores.clone(), Solo())
-            answers.append([search.harvest(i) for i in range(width)])
+            answers.append(search.harvest(range(width))())
         for a, b in zip(*answers, strict=True):
             ties += bool(a.near_ties)
             if ids(a) != ids(b):

@@ -140,14 +140,14 @@ def test_more_beams_than_tokens_give_each_continuation_once() -> None:
     logits = torch.tensor([0.5, 0.2, 0.1]).repeat(8, 1)
     while not bool(search.advance(logits.clone(), Solo()).finished[0]):
         pass
-    answer = search.harvest(0)
+    answer = search.harvest([0])()[0]
     found = [tuple(h.ids) for h in answer.hypotheses]
     assert len(set(found)) == len(found) == 8
     assert all(h.cum_logprob > -20 for h in answer.hypotheses)
     search.enter(0, [SearchRow(1, options=decode)])
     search.advance(logits.clone(), Solo())
-    assert [h.ids for h in search.harvest(0).hypotheses] == [[0], [1], [2]]
-    assert search.harvest(0).near_ties == []
+    assert [h.ids for h in search.harvest([0])()[0].hypotheses] == [[0], [1], [2]]
+    assert search.harvest([0])()[0].near_ties == []
 
 
 @pytest.mark.parametrize("penalty", [-300.0, 300.0])

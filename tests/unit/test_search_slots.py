@@ -48,7 +48,7 @@ def test_a_finished_slot_stays_as_it_is(beams: int) -> None:
     for _ in range(2):
         chosen = search.advance(logits(2), Solo())
     assert chosen.finished.tolist()[0]
-    before = search.harvest(0)
+    before = search.harvest([0])()[0]
     search.enter(2, [SearchRow(40)])  # the state grows under it
     for step in range(40):
         chosen = search.advance(logits(3), Solo())
@@ -57,7 +57,7 @@ def test_a_finished_slot_stays_as_it_is(beams: int) -> None:
         assert 0 <= int(chosen.parents.min()) <= int(chosen.parents.max()) < beams
         if step == 20:
             search.move([0], [1])
-    assert search.harvest(0) == search.harvest(1) == before
+    assert search.harvest([0])()[0] == search.harvest([1])()[0] == before
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -94,5 +94,5 @@ def test_a_step_waits_for_no_device(beams: int, stop: Any) -> None:
         assert chosen.finished.shape == (n,)
         assert chosen.ids.dtype == chosen.parents.dtype == torch.int64
     search.move([2], [0])
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        search.harvest(0)
+    with pytest.raises((RuntimeError, NotImplementedError, TypeError)):
+        search.harvest([0])()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ftjob.telemetry import SEEN_GAP, Phases
 
 
@@ -32,3 +34,18 @@ def test_the_list_stays_short_however_many_batches() -> None:
     for i in range(100_000):  # a third of each second idle
         phases.add("score", i + 1.0, i + 1.67, 0)
     assert 100 < len(kept(phases)) < 400
+
+
+def test_a_thread_may_be_in_a_phase_that_is_timed_elsewhere() -> None:
+    phases = Phases()
+    with phases.within("score"):
+        assert phases.current() == "score"
+    assert phases.current() is None
+    with pytest.raises(ValueError, match="here"), phases.within("score"):
+        raise ValueError("here")
+    assert phases.current() == "score", "an error happened in it"
+    assert kept(phases) == []
+    with pytest.raises(ValueError, match="here"), phases.phase("load", 1):
+        raise ValueError("here")
+    assert phases.current() == "load"
+    assert [p[:2] for p in kept(phases)] == [("load", 1)]

@@ -13,7 +13,7 @@ from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from ftjob.checkpoint.resolve import demo_file
 from ftjob.errors import UNREADABLE, CheckpointError
-from ftjob.tokenizer import open_tokenizer
+from ftjob.tokenizer import has_tokenizer, open_tokenizer, tokenizer_files
 
 TEXTS = [
     "",
@@ -161,7 +161,10 @@ def test_absent_tokenizers_are_refused_with_the_ways_to_name_one(tmp_path: Path)
     assert "model.tokenizer=builtin:gpt2" in message
     (tmp_path / "vocab.json").write_text("{}")
     assert "merges.txt" in refusal(None, tmp_path)
-    assert "no tokenizer.json" in refusal(str(tmp_path / "absent"), None)
+    absent = str(tmp_path / "absent")
+    assert refusal(absent, None) == (
+        f"model.tokenizer={absent}: is no file, no folder, nor builtin:NAME."
+    )
     message = refusal("builtin:gtp2", None)
     assert "no such tokenizer is shipped. Did you mean builtin:gpt2?" in message
 
@@ -215,4 +218,9 @@ def test_megatrons_names_of_the_pair(tmp_path: Path) -> None:
         (tmp_path / name).rename(tmp_path / f"gpt2-{name}")
     found = open_tokenizer(None, tmp_path)
     assert found.source == "gpt2-vocab.json + gpt2-merges.txt of the checkpoint"
+    assert has_tokenizer(tmp_path)
+    assert tokenizer_files(None, tmp_path) == {
+        "vocab.json": tmp_path / "gpt2-vocab.json",
+        "merges.txt": tmp_path / "gpt2-merges.txt",
+    }
     assert found.identity == first

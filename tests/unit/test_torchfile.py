@@ -109,6 +109,12 @@ def test_tensors_that_do_not_lie_densely_are_refused(tmp_path: Path) -> None:
         opened.tensor("t", far)
 
 
+def test_archive_cut_short_is_told_by_its_table(tmp_path: Path) -> None:
+    file = save(tmp_path / "x.pt", {"t": torch.ones(300)}, True)
+    file.write_bytes(file.read_bytes()[:-10])
+    assert refusal(file).endswith("the archive's table, which is its end, is missing")
+
+
 def refusal(path: Path) -> str:
     with pytest.raises(CheckpointError) as refused:
         read_torch_file(path)

@@ -1,0 +1,60 @@
+"""What a device keeps of one micro-batch of rows that are being continued.
+
+`loop` lets rows in and out of it and steps them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ftjob.comm import Pulse
+from ftjob.decode.cohorts import Books, Cohort
+from ftjob.decode.graphs import Graphs
+from ftjob.decode.lanes import make_lanes
+from ftjob.decode.looks import LAG, Looks
+from ftjob.decode.search import Harvest, SearchRow, make_search
+from ftjob.job import Job
+from ftjob.model.attention import Keep
+from ftjob.model.layers import Kind
+from ftjob.model.stage import Entry
+from ftjob.plan import DeviceSpec
+from ftjob.tasks.base import GenerateRequest
+
+
+class MicroBatch:
+    """What a device keeps of one micro-batch. The first `stepped` rows, of `cohorts` cohorts, are
+    under way; `flags` say which of them are finished, on the last stage and where there is but one.
+    Of what is entering: `entry`, `keep` for what is read of it, and the rows for the search."""
+
+    def __init__(self, job: Job, spec: DeviceSpec, kind: Kind, pulse: Pulse) -> None:
+        arch, decode, room = job.source.arch, job.config.decode, job.plan.generation
+        assert room is not None
+        layers = spec.last_layer - spec.first_layer
+        self.books = Books(room, arch.seq2seq)
+        self.lanes = make_lanes(arch, layers, job.plan.tensor, self.books, room, kind)
+        ends = job.source.specials.ends
+        self.search = (
+            make_search(decode, ends, room.slots, arch.vocab, kind[1], arch.seq2seq)
+            if spec.last
+            else None
+        )
+        cuda = kind[1].type == "cuda"
+        self.graphs = Graphs(kind[1]) if cuda and spec.first and spec.last else None
+        self.looks = Looks(room.stop_every, LAG if cuda else 0, pulse.check)
+        self.turn = self.stepped = self.cohorts = 0
+        self.prompts: dict[str, list[float]] = {}  # log-probabilities of prompts, by key
+        self.flags: torch.Tensor | None = None
+        self.entry: Entry | None = None
+        self.keep: Keep | None = None
+        self.entering: list[SearchRow] = []
+        self.encoded: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Gone:
+    """Rows that left, with their cohorts, and what gives their answers where this device does."""
+
+    rows: list[tuple[Cohort, GenerateRequest]]
+    harvest: Harvest | None

@@ -1,0 +1,166 @@
+"""Whole models by the way that a GPU takes - kernels, blocks, filled-up products, sums left to the
+next norm - against the CPU's own way, in float32.
+
+Without a GPU in Triton's interpreter, with what chooses the way turned.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from triton.runtime.interpreter import GridExecutor
+
+from ftjob import kernels
+from ftjob.batching import Chunk
+from ftjob.comm import Comm, Solo
+from ftjob.decode.scoring import score_chunk
+from ftjob.kernels import linear_cpu
+from ftjob.model.arch import Arch, Relative
+from ftjob.model.arrays import ALIGNED, joined, parts
+from ftjob.model.packing import Packing, padded
+from ftjob.model.stage import Entry, Part, Stage, make_stage
+from ftjob.tasks.base import Row, Scored, ScoreRequest
+
+sys.path.append(str(Path(__file__).parent.parent / "model"))
+from thread_comm import run_group
+
+CPU = torch.device("cpu")
+GPT = Arch("gpt2", 2, 2, 12, 24, 40, 61, 64, 1e-5, "gelu_tanh", True)
+T5 = Arch(
+    *("t5", 2, 2, 8, 20, 40, 61, None, 1e-6, "gelu_tanh", False),
+    encoder_layers=2,
+    norm="rms",
+    relative=Relative(8, 16),
+    gated=True,
+)
+WAYS = pytest.mark.parametrize("ways", [1, 2])
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device that goes the GPU's way; the interpreter serves one thread at a time."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    lock, real = threading.Lock(), GridExecutor.__call__
+
+    def alone(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
+        with lock:
+            real(self, *args, **kwargs)
+
+    monkeypatch.setattr(GridExecutor, "__call__", alone)
+    monkeypatch.setattr(kernels, "used", lambda device: True)
+    monkeypatch.setattr(linear_cpu, "available", lambda device, dtype: False)
+    return CPU
+
+
+def stage_of(arch: Arch, group: Comm, device: torch.device, part: Part | None = None) -> Stage:
+    """A stage of random numbers, others on each rank."""
+    part = part or Part(range(arch.layers), range(arch.encoder_layers), True, True)
+    stage = make_stage(arch, part, "float", (torch.float32, device), group)
+    made = torch.Generator().manual_seed(group.rank)
+    for name, parameter in list(stage.named_parameters()):
+        value = torch.randn(parameter.shape, generator=made) * 0.3
+        about = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        stage.fill(name, value.to(device) + about, False)
+    return stage
+
+
+@torch.inference_mode()
+def scored(ways: int, device: torch.device) -> list[list[Scored]]:
+    """The answers of each rank to a ragged chunk, in two stages if alone."""
+    made = torch.Generator().manual_seed(1)
+    rows = [torch.randint(61, (n,), generator=made).tolist() for n in (2, 41, 7, 20, 7, 64)]
+    asked = [ScoreRequest(Row(0, 1, b"", ""), "", ids, max(1, len(ids) - 3), 1) for ids in rows]
+    chunk = Chunk(0, tuple(asked))
+
+    def answers(group: Comm) -> list[Scored]:
+        if ways > 1:
+            found = score_chunk(stage_of(GPT, group, device), chunk, device, lambda: None)
+        else:
+            spans = (
+                Part(range(1), range(0), True, False),
+                Part(range(1, 2), range(0), False, True),
+            )
+            first, last = (stage_of(GPT, group, device, span) for span in spans)
+            x = score_chunk(first, chunk, device, lambda: None)
+            found = score_chunk(last, chunk, device, lambda: None, x)
+        return found.answers(lambda: None)
+
+    return [answers(Solo())] if ways == 1 else run_group(ways, answers)
+
+
+@WAYS
+def test_scores_by_both_ways(request: pytest.FixtureRequest, ways: int) -> None:
+    wanted = scored(ways, CPU)
+    found = scored(ways, request.getfixturevalue("gpu"))
+    for mine, theirs in zip(found, wanted, strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert a.logprobs == pytest.approx(b.logprobs, abs=2e-5)
+            assert a.best == b.best
+            assert a.gaps == pytest.approx(b.gaps, abs=2e-5)
+
+
+@torch.inference_mode()
+def encoded(ways: int, device: torch.device) -> list[torch.Tensor]:
+    """What the encoder makes of sources, on each rank."""
+    lengths = [40, 17, 1]
+    ids = torch.randint(61, (sum(lengths),), generator=torch.Generator().manual_seed(1))
+
+    def read(group: Comm) -> torch.Tensor:
+        entry = Entry(ids.to(device), lengths)
+        return stage_of(T5, group, device).enter(entry.ids, entry, [], lambda: None).cpu()
+
+    return [read(Solo())] if ways == 1 else run_group(ways, read)
+
+
+@WAYS
+def test_sources_by_both_ways(request: pytest.FixtureRequest, ways: int) -> None:
+    wanted = encoded(ways, CPU)
+    found = encoded(ways, request.getfixturevalue("gpu"))
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+def test_filled_up_packing(gpu: torch.device) -> None:
+    """Real positions first, then zeros, and other arrays likewise."""
+    ids, targets = np.arange(1, 22), np.arange(5)
+    packing, found = Packing.beside([ids, targets], [12, 9], [9, 7], gpu, fill=True)
+    assert packing.positions.tolist() == [*range(12), *range(9), *[0] * 11]
+    assert packing.wanted.tolist() == [9, 10, 11, 19, 20, *[0] * 11]
+    assert found[0].tolist() == [*range(1, 22), *[0] * 11]
+    assert found[1].tolist() == [*range(5), *[0] * 11]
+    assert packing.blocks is not None
+    assert packing.wanted_blocks is not None
+    assert (packing.blocks.queries, packing.wanted_blocks.queries) == (32, 16)
+    exact, _ = Packing.beside([], [12, 9], [9, 7], gpu, fill=False)
+    assert exact.positions.tolist() == [*range(12), *range(9)]
+
+
+def test_few_sizes_that_waste_little() -> None:
+    sizes = {padded(n) for n in range(1, 16385)}
+    assert len(sizes) < 90
+    assert padded(0) == 0
+    for n in range(1, 16385):
+        assert n <= padded(n) < n + max(16, min(256, n / 4))
+        assert padded(padded(n)) == padded(n)
+
+
+def test_arrays_in_one_copy_come_out_as_they_were() -> None:
+    arrays = [
+        np.arange(5),
+        np.ones((2, 3), np.int32),
+        np.empty(0),
+        np.arange(3.0),
+        np.zeros((0, 5)),
+    ]
+    held = joined(arrays, pinned=False)
+    for array, tensor in zip(arrays, parts(held, arrays), strict=True):
+        assert tensor.numpy().dtype == array.dtype
+        assert np.array_equal(tensor.numpy(), array)
+        assert (tensor.data_ptr() - held.data_ptr()) % ALIGNED == 0

@@ -1,0 +1,96 @@
+"""Generation as a GPU does it, over a pool and steps of a rung of rows, against transformers.
+
+Without a GPU the kernel runs in Triton's interpreter and steps are not captured.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "model"))
+
+from generate_job import generate, generation_job
+from generation_oracle import LIMITS, MOST, lively, reference, rows_for
+
+from ftjob.decode import microbatch
+from ftjob.decode.pool import PoolLanes
+from ftjob.kernels import step_attention
+from ftjob.model.decoder import DecoderStage
+
+CASES: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = MappingProxyType(
+    {
+        "greedy": ("gpt2", {"beams": 1}, {"lanes": 5, "stop_every": 3}),
+        "beams": ("gpt2", {"beams": 3}, {"lanes": 12, "order": "dataset"}),
+        "greedy T5": ("v1_1", {"beams": 1}, {"lanes": 7}),
+        "beams of T5": ("v1_0", {"beams": 4, "n_best": 2}, {"lanes": 20, "stop_every": 2}),
+    }
+)
+SEEDS = {"gpt2": 2, "v1_0": 2, "v1_1": 4}
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> list[PoolLanes]:
+    """Lanes are in pools, on a CPU too; those that were made."""
+    made: list[PoolLanes] = []
+
+    def make(*about: Any) -> PoolLanes:
+        made.append(PoolLanes(*about))
+        return made[-1]
+
+    monkeypatch.setattr(microbatch, "make_lanes", make)
+    monkeypatch.setattr(step_attention, "PROGRAMS", 8)
+    return made
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_answers_are_those_of_transformers(
+    case: str, pools: list[PoolLanes], tmp_path: Path
+) -> None:
+    family, decode, batch = CASES[case]
+    model = lively(family, SEEDS[family])
+    model.save_pretrained(tmp_path)
+    rows = rows_for(model)[:7]
+    about = {"family": "gpt2" if family == "gpt2" else "t5"}
+    job = generation_job(tmp_path, {"max_new_tokens": MOST, **decode}, model=about, **batch)
+    found = generate(job, rows, LIMITS[:7])
+    for ids, most, answer in zip(rows, LIMITS[:7], found, strict=True):
+        expected = reference(model, ids, most, decode)
+        assert [h.ids for h in answer.hypotheses] == [own for own, _ in expected]
+        scores = torch.tensor([h.score for h in answer.hypotheses])
+        assert torch.allclose(scores, torch.tensor([s for _, s in expected]), atol=1e-4)
+    (lanes,) = pools
+    assert not lanes._held, "every row's cells were given back"
+    assert len(lanes._extents._gaps) == 1
+
+
+def test_without_memory_for_a_chunk_its_halves_enter(
+    pools: list[PoolLanes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk that cannot be read at once is read in parts, which are no larger from then on; its
+    cells are given back in between, and the answers are the same."""
+    model = lively("gpt2", SEEDS["gpt2"])
+    model.save_pretrained(tmp_path)
+    rows, decode = rows_for(model)[:7], {"max_new_tokens": 3, "beams": 1}
+    read, asked = DecoderStage.enter, []
+
+    def enter(stage: DecoderStage, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        asked.append(len(x))
+        if len(x) > 40:
+            raise torch.OutOfMemoryError("no room")
+        return read(stage, x, *rest)
+
+    job = generation_job(tmp_path, decode, model={"family": "gpt2"}, lanes=14)
+    expected = [h.ids for answer in generate(job, rows) for h in answer.hypotheses]
+    monkeypatch.setattr(DecoderStage, "enter", enter)
+    assert [h.ids for answer in generate(job, rows) for h in answer.hypotheses] == expected
+    assert sum(n > 40 for n in asked) == 1
+    assert len(asked) > 3
+    for lanes in pools:
+        assert len(lanes._extents._gaps) == 1
