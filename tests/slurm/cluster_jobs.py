@@ -105,7 +105,7 @@ class BatchJob:
     @property
     def rows(self) -> int:
         """Lines of all journals, headers included."""
-        return sum(f.read_bytes().count(b"\n") for f in (self.run / "journal").glob("*"))
+        return sum(f.read_bytes().count(b"\n") for f in (self.run / "journal").glob("*.jsonl"))
 
     def work(self, rows: int = 8, limit_s: float = 60) -> None:
         """Wait until so many lines are journaled."""

@@ -57,7 +57,7 @@ def test_drained_and_back(
     assert job.over() == 0, job.output
     assert job.codes() == [75, 0]
     assert job.output.count("rows are done") == 1, "both runs wrote into one log"
-    keys = [r["key"] for f in (job.run / "journal").iterdir() for r in lines(f)[1:]]
+    keys = [r["key"] for f in (job.run / "journal").glob("*.jsonl") for r in lines(f)[1:]]
     assert len(keys) == len(set(keys)) == ROWS
     site("compare", "run", str(finished[0] / "run")).expect(0)
 
