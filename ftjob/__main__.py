@@ -22,7 +22,7 @@ COMMANDS = MappingProxyType(
         "bench": ("ftjob.commands.bench", "time chosen sizes of batch, input and output"),
         "convert": ("ftjob.commands.convert", "rewrite a checkpoint in another format or split"),
         "models": ("ftjob.commands.models", "list the models of conf/model"),
-        "report": ("ftjob.commands.report", "RUN: rebuild the report of a run folder"),
+        "report": ("ftjob.commands.report", "RUN: rebuild a report; PARENT: tabulate its runs"),
         "compare": ("ftjob.commands.compare", "RUN_A RUN_B: are the answers the same?"),
     }
 )

@@ -7,6 +7,7 @@ that brought it about. `rank` calls this when its work is over, `commands/run.py
 
 from __future__ import annotations
 
+import math
 import time
 
 from ftjob.errors import DEADLINE, DRAINED, KILLED, Cause
@@ -23,8 +24,13 @@ def patience(limit_s: float, draining: bool) -> float:
     return min(LOST_IN_DRAIN_S, limit_s) if draining else limit_s
 
 
-def lost_rank(rank: int, limit_s: float, phase: str, draining: bool = False) -> Cause:
-    """The cause of a rank of which nothing is heard any more; in a drain it was killed before."""
+def lost_rank(
+    rank: int, limit_s: float, phase: str, draining: bool = False, silent_s: float = 0.0
+) -> Cause:
+    """The cause of a rank of which nothing is heard any more; in a drain it was killed before.
+    A rank that MPI cannot reach has been silent for ever."""
+    if math.isinf(silent_s):
+        return Cause(KILLED, "has gone: MPI cannot reach it any more", rank, phase=phase, lost=True)
     if draining:
         message = f"went silent before the others were told to stop ({patience(limit_s, True):g} s)"
         return Cause(KILLED, message, rank, phase=phase, lost=True)
@@ -38,9 +44,11 @@ def first_cause(known: Cause | None, later: Cause) -> Cause:
 
 
 def close_all(link: Link, cause: Cause | None, limit_s: float) -> Cause | None:
-    """Rank 0: tell everybody to stop, and wait until their files are closed or they are lost.
-    Returns the cause that counts."""
+    """Rank 0: tell everybody to stop, and wait until their files are closed or they are lost; one
+    that lives and does not close counts as lost. Returns the cause that counts."""
     waiting = set(range(1, link.size))
+    # devices may take the deadline once to end, and the files as long
+    end = time.monotonic() + 2 * limit_s
     for rank in waiting:
         link.send(rank, Stop(cause))
     while waiting:
@@ -51,26 +59,38 @@ def close_all(link: Link, cause: Cause | None, limit_s: float) -> Cause | None:
                 cause = first_cause(cause, message.cause)
         for rank in sorted(waiting):
             draining = cause is not None and cause.code == DRAINED
-            if link.silent_s(rank) > patience(limit_s, draining):
+            silent_s = link.silent_s(rank)
+            if silent_s > patience(limit_s, draining):
                 waiting.discard(rank)
-                cause = first_cause(cause, lost_rank(rank, limit_s, "close", draining))
+                lost = lost_rank(rank, limit_s, "close", draining, silent_s)
+                cause = first_cause(cause, lost)
+            elif time.monotonic() > end:
+                waiting.discard(rank)
+                text = f"did not end within {2 * limit_s:g} s (twice run.deadline_s)"
+                late = Cause(DEADLINE, text, rank, phase="close", lost=True)
+                cause = first_cause(cause, late)
         link.beat(None)
         time.sleep(PAUSE_S)
     return cause
 
 
-def report_trouble(link: Link, cause: Cause, limit_s: float) -> Start | Stop | Leave | None:
+def report_trouble(link: Link, cause: Cause, limit_s: float) -> Stop | Leave | None:
     """A follower that cannot go on tells rank 0, and waits for what it decides; None where nothing
-    is heard of it any more."""
+    is heard of it any more. A start was sent before rank 0 knew."""
     link.send(0, Trouble(cause))
-    return await_leader(link, limit_s)
+    while isinstance(told := await_leader(link, limit_s), Start):
+        continue
+    return told
 
 
 def await_leader(link: Link, limit_s: float) -> Start | Stop | Leave | None:
-    """A follower: what rank 0 decides; None where nothing is heard of it any more."""
+    """A follower: what rank 0 decides; None where nothing is heard of it any more. What came right
+    after it stays to be read: a stop may follow a start at once."""
     while link.silent_s(0) <= limit_s:
-        for _, message in link.poll():
+        found = link.poll()
+        for at, (_, message) in enumerate(found, start=1):
             if isinstance(message, (Start, Stop, Leave)):
+                link.put_back(found[at:])
                 return message
         link.beat(None)
         time.sleep(PAUSE_S)

@@ -24,6 +24,7 @@ PACKAGES = (
     "tokenizers",
     "hydra-core",
     "mpi4py",
+    "submitit",
     "datasets",
     "huggingface_hub",
 )

@@ -28,7 +28,7 @@ KILLED = 128 + signal.SIGKILL
 EXIT_CODES: Mapping[int, str] = MappingProxyType(
     {
         DONE: "done",
-        BUG: "a bug of ftjob's",
+        BUG: "a bug of ftjob's, or two attempts in a row without a new row",
         CONFIG_REFUSED: "configuration refused",
         UNREADABLE: "checkpoint or data unreadable",
         TOO_MANY_FAILED: "finished, but more failed requests than run.max_failed",
@@ -79,6 +79,12 @@ class ResumeRefused(JobError):
     """The run folder holds answers of another model or setting."""
 
     code = CONFIG_REFUSED
+
+
+class NoProgress(JobError):
+    """A job that is requeued again and again answers no row."""
+
+    code = BUG
 
 
 class DeadlinePassed(JobError):

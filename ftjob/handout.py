@@ -42,6 +42,7 @@ class Handout:
             by_length=batch.order == "length",
             generation=plan.generation,
         )
+        self.given = 0  # chunks
         self.ended = self._closed = False
 
     def step(self) -> None:
@@ -54,6 +55,7 @@ class Handout:
             if chunk is None:
                 self.close()
                 return
+            self.given += 1
             self._flying[replica][chunk.sequence] = chunk
             self._rows[replica][chunk.sequence] = len(chunk.requests)
             self._send(replica, chunk)

@@ -126,6 +126,9 @@ class Link(Protocol):
     def poll(self) -> list[tuple[int, Message]]:
         """What has arrived, oldest first, with the sender."""
 
+    def put_back(self, messages: list[tuple[int, Message]]) -> None:
+        """Leave messages to the next `poll`, before all others."""
+
     def beat(self, stuck_s: float | None) -> None:
         """Send a sign of life if one is due: rank 0 to all, the others to rank 0."""
 
@@ -159,6 +162,10 @@ class LocalLink:
         found = [(0, message) for message in self._mail]
         self._mail.clear()
         return found
+
+    def put_back(self, messages: list[tuple[int, Message]]) -> None:
+        """Keep them for the next `poll`."""
+        self._mail.extendleft(message for _, message in reversed(messages))
 
     def beat(self, stuck_s: float | None) -> None:
         """Nobody listens."""

@@ -137,6 +137,7 @@ class Rank:
 
     def _lead(self) -> None:
         """Rank 0: hand out, and see whether the end has come."""
+        self.signals.look_at_clock()
         if self.signals.interrupted:
             raise self.signals.stopped()
         if not self.signals.draining:
@@ -235,8 +236,9 @@ class Rank:
         """Rank 0 watches all others, they watch rank 0; and nobody waits in a ring for ever."""
         for rank in range(1, self.link.size) if self.link.rank == 0 else (0,):
             draining = self.signals.draining and rank in self.served
-            if self.link.silent_s(rank) > patience(self.limit_s, draining):
-                raise _Ended(lost_rank(rank, self.limit_s, self._phase(), draining))
+            silent_s = self.link.silent_s(rank)
+            if silent_s > patience(self.limit_s, draining):
+                raise _Ended(lost_rank(rank, self.limit_s, self._phase(), draining, silent_s))
         if self.link.rank == 0:
             stuck = [s for s in (*self.stuck.values(), self._stuck_s()) if s is not None]
             if stuck and min(stuck) > self.limit_s:

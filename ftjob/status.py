@@ -16,7 +16,7 @@ from typing import Any
 from ftjob.batching import Chunk
 from ftjob.device import DeviceThread
 from ftjob.errors import Cause
-from ftjob.results.folder import RunFolder, write_json
+from ftjob.results.folder import RunFolder, born, write_json
 from ftjob.telemetry import Phases
 
 
@@ -86,6 +86,7 @@ class RankStatus:
                 "heartbeat": now(),
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
+                "born": born("self"),
                 "rows": self.rows,
                 "failed": self.failed,
                 "dataset": {"name": self.dataset[0], "total": self.dataset[1]},

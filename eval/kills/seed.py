@@ -20,7 +20,7 @@ from eval.kills.check import (
     check_samples,
     read_lines,
 )
-from eval.kills.draw import Draw, Layout, Shot, draw
+from eval.kills.draw import Layout, Shot, draw
 from eval.kills.evidence import (
     Damage,
     answered,
@@ -61,7 +61,7 @@ class Seed:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             try:
-                attempts = self._attempts(draw(self.seed, sub))
+                attempts = self._attempts(sub)
                 break
             except Missed:
                 self.missed += 1
@@ -85,8 +85,9 @@ class Seed:
             shutil.rmtree(self.folder)
         return outcome
 
-    def _attempts(self, drawn: Draw) -> list[Json]:
+    def _attempts(self, sub: int) -> list[Json]:
         """The killed attempts, then the one that ends; a problem ends the seed early."""
+        drawn = draw(self.seed, sub)
         made: list[Json] = []
         for shot in drawn.shots:
             made.append(self._killed(len(made), drawn.layouts[len(made)], shot))
@@ -100,7 +101,9 @@ class Seed:
         else:
             made.append(self._ended(len(made), drawn.layouts[len(made)]))
         if not self.problems:
-            self._judge([m["kill"]["phase"] for m in made if m["kill"]], made)
+            self._judge(made)
+            phases = [m["kill"]["phase"] for m in made if m["kill"]]
+            self.problems += check_codes(self.run_folder, phases)
         return made
 
     def _start(self, number: int, layout: Layout) -> Attempt:
@@ -171,14 +174,13 @@ class Seed:
             self.problems.append(f"attempt {number}, undisturbed, ended with {code}")
         return {"layout": layout.as_dict(), "target": None, "exit": code, "kill": None}
 
-    def _judge(self, phases: list[str], made: list[Json]) -> None:
+    def _judge(self, made: list[Json]) -> None:
         """What must hold in the end."""
         journals = read_journals(self.run_folder)
         flying = sum(m["kill"]["in_flight"] for m in made if m["kill"])
         self.problems += fence_problems(journals)
         self.problems += check_journals(journals, len(self.reference), flying)
         self.problems += check_samples(self.work / "reference", self.run_folder, journals)
-        self.problems += check_codes(self.run_folder, phases)
 
     def _codes(self) -> list[int]:
         """Each attempt's code by results.json, as far as there is one."""

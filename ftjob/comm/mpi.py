@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,8 +48,9 @@ class Exchange:
             for span in spans(held):
                 theirs[span] = torch.empty_like(like)
                 requests.append(self._data.Irecv(_bytes(theirs[span]), rank, self._tag))
-        for rank in self._held:
-            requests += [self._data.Isend(_bytes(x), rank, self._tag) for x in mine.values()]
+        with reaching():
+            for rank in self._held:
+                requests += [self._data.Isend(_bytes(x), rank, self._tag) for x in mine.values()]
         with pulse.waiting():
             _finish(requests, pulse)
         return theirs
@@ -65,14 +67,21 @@ def _finish(requests: Sequence[Any], pulse: Pulse) -> None:
 
 
 def _complete(request: Any) -> bool:
-    """Whether a request is complete.
+    """Whether a request is complete."""
+    with reaching():
+        return bool(request.Test())
+
+
+@contextmanager
+def reaching() -> Iterator[None]:
+    """Around what MPI does with another rank.
 
     Raises:
-        PeerLost: where MPI cannot complete it. A receiver may read the sender's memory, and finds
-            it gone before anybody has noticed.
+        PeerLost: where it cannot. libfabric refuses to send to a rank that has gone; a receiver may
+            read the sender's memory, and finds it gone before anybody has noticed.
     """
     try:
-        return bool(request.Test())
+        yield
     except RuntimeError as error:  # mpi4py's own is one
         reason = str(error).splitlines()[-1]
         raise PeerLost(f"another rank can no longer be reached: {reason}") from None
@@ -141,13 +150,14 @@ class Courier(threading.Thread):
         sequence, x = taken
         lane.header = torch.tensor([sequence, DTYPES.index(x.dtype), *x.shape])
         lane.body = x.contiguous()
-        lane.requests = [
-            self._data.Isend(_bytes(part), lane.peer, lane.tag) for part in (lane.header, lane.body)
-        ]
+        parts = (_bytes(lane.header), _bytes(lane.body))
+        with reaching():
+            lane.requests = [self._data.Isend(part, lane.peer, lane.tag) for part in parts]
         return True
 
     def _receive_next(self, lane: Lane) -> bool:
-        mail = self._data.Improbe(lane.peer, lane.tag) if lane.pipe.room else None
+        with reaching():
+            mail = self._data.Improbe(lane.peer, lane.tag) if lane.pipe.room else None
         if mail is None:
             return False
         lane.body = None

@@ -39,9 +39,10 @@ def follow(world: World) -> int:
             limit_s = build(told.config).run.deadline_s
             lost = _work(world, told, link, signals)
             told = None if lost else await_leader(link, limit_s)
-    except Exception as error:
+    except Exception as raised:
+        reason = signals.blamed(raised)
         signals.hold()
-        told = report_trouble(link, cause_of(error, world.rank, "prepare"), limit_s)
+        told = report_trouble(link, cause_of(reason, world.rank, "prepare"), limit_s)
         if isinstance(told, Stop):
             link.send(0, Closed())
             told = await_leader(link, limit_s)

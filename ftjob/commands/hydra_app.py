@@ -1,6 +1,7 @@
 """`--help`, `--cfg job` and `-m`: the command lines that go through Hydra's own front end.
 
-A sweep runs its jobs one after the other, each like a command of its own.
+A sweep runs its jobs one after the other, each like a command of its own; with cluster=slurm it
+submits them, and they run as Slurm has room.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def main(command: str, arguments: Sequence[str]) -> int:
         overrides = list(HydraConfig.get().overrides.task)
         try:
             check_overrides(overrides)
-            codes.append(int(module.main(overrides, [])))
+            one = {"sweep": True} if sweep and command == "run" else {}
+            codes.append(int(module.main(overrides, [], **one)))
         except JobError as error:
             print(f"ftjob: {error}", file=sys.stderr)
             codes.append(error.code)

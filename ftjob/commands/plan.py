@@ -1,19 +1,21 @@
 """`plan`: the page that says where everything would lie, before anything runs or loads.
 
 Prints the mesh, bytes of weights and cache per device, and the largest batch that fits; also for
-machines far larger than this one.
+machines far larger than this one. With cluster=slurm the batch script too.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import datetime
 
 from ftjob.commands.layout import columns, parameters, size
 from ftjob.config import JobConfig
 from ftjob.config.compose import compose
 from ftjob.config.shape import missing_sizes
 from ftjob.job import ModelSource, open_model, shape_source
+from ftjob.launch.slurm import batch_script, machine_to_submit
 from ftjob.launch.world import detect_world, make_machine
 from ftjob.model.arch import Arch
 from ftjob.pipeline import equal_bubble, stage_costs, steady_bubble, wanted_share
@@ -23,7 +25,11 @@ from ftjob.plan import Plan, check_length, layer_spans, make_plan
 def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
     """Print the plan of a configuration. Returns the exit code."""
     config = compose(overrides, config_dirs)
-    machine = make_machine(config.cluster, detect_world(os.environ), os.environ, for_plan=True)
+    submitted = config.cluster.name == "slurm"
+    if submitted:
+        machine = machine_to_submit(config)
+    else:
+        machine = make_machine(config.cluster, detect_world(os.environ), os.environ, for_plan=True)
     source = planned_model(config)
     output_len = config.plan.output_len
     wanted, positions = config.plan.input_len, source.arch.positions
@@ -36,6 +42,8 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
     )
     plan = make_plan(config, source.arch, source.rules, machine)
     print(render(config, source, plan, input_len, output_len), end="")
+    if submitted:
+        print(f"\nbatch script (not submitted):\n\n{batch_script(config, datetime.now())}")
     return 0
 
 

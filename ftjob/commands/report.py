@@ -1,14 +1,19 @@
-"""`report RUN`: rebuild a run's results and report from its folder alone, without torch."""
+"""`report RUN`: rebuild a run's results and report from its folder alone, without torch.
+
+`report PARENT` rebuilds nothing: it tabulates the runs of a folder as they stand.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from ftjob.commands.layout import columns
 from ftjob.errors import DONE, ConfigError
 from ftjob.results.folder import RunFolder
 from ftjob.results.ft_style import render_ft
 from ftjob.results.page import render_terminal
+from ftjob.results.runs import runs_in, tabulate_runs
 from ftjob.results.summary import collect, finish, read_samples, write_report
 
 STYLE = "report.style"
@@ -25,11 +30,16 @@ def main(arguments: Sequence[str]) -> int:
     if len(paths) != 1:
         raise ConfigError(
             f"usage: python -m ftjob report RUN [{STYLE}=ft], with RUN a run folder (runs/latest "
-            "is the newest)."
+            "is the newest) or the folder that several of them lie in."
         )
     path = Path(paths[0]).expanduser()
     if not (path / "identity.json").is_file():
-        raise ConfigError(f"report {path}: is not a run folder (it has no identity.json).")
+        if not settings and (runs := runs_in(path)):
+            print("\n".join(columns(tabulate_runs(runs))))
+            return DONE
+        raise ConfigError(
+            f"report {path}: is not a run folder (it has no identity.json), and none lies in it."
+        )
     folder = RunFolder(path)
     results = finish(folder, collect(folder))
     write_report(folder, results)

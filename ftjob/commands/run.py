@@ -8,17 +8,31 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from ftjob.checkpoint.manifest import check_manifest
 from ftjob.commands.follow import follow
+from ftjob.commands.plan import planned_model
 from ftjob.config import JobConfig
 from ftjob.config.compose import compose
 from ftjob.environment import describe
-from ftjob.errors import DONE, Cause, ConfigError, ResumeRefused, cause_of
+from ftjob.errors import (
+    BUG,
+    DONE,
+    DRAINED,
+    Cause,
+    ConfigError,
+    NoProgress,
+    ResumeRefused,
+    Stopped,
+    cause_of,
+)
 from ftjob.job import Job, identity_hash, prepare
+from ftjob.launch.attend import attend
 from ftjob.launch.ranks import (
     CONNECT_S,
     bound_ranks,
@@ -28,9 +42,12 @@ from ftjob.launch.ranks import (
     open_link,
     sharing,
 )
+from ftjob.launch.requeue import STANDS_STILL, drain_moment, has_come_back, stands_still
 from ftjob.launch.signals import Signals
+from ftjob.launch.slurm import machine_to_submit, submit, submits
 from ftjob.launch.world import World, detect_world, make_machine, set_thread_environment
 from ftjob.link import Link, Start
+from ftjob.plan import make_plan
 from ftjob.results.folder import (
     RunFolder,
     claim_attempt,
@@ -44,6 +61,7 @@ from ftjob.results.folder import (
 from ftjob.results.journal import History, JournalWriter, read_history
 from ftjob.results.page import render_terminal
 from ftjob.results.seen import Before, Seen, read_seen
+from ftjob.results.statuses import idle_device
 from ftjob.results.summary import Score, collect, finish, write_report
 from ftjob.tasks import make_task
 from ftjob.tasks.files import Fingerprint, fingerprint
@@ -51,8 +69,9 @@ from ftjob.tasks.rows import RowSource
 from ftjob.telemetry import Phases, RunLog
 
 
-def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
-    """Compose and run; the ranks but the first follow. Returns the exit code."""
+def main(overrides: Sequence[str], config_dirs: Sequence[str], *, sweep: bool = False) -> int:
+    """Compose and run, or submit; the ranks but the first follow. A job of a sweep is submitted
+    and not waited for. Returns the exit code."""
     world = detect_world(os.environ)
     if world.rank > 0:
         return follow(world)
@@ -64,13 +83,19 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
         phases = Phases()
         with phases.phase("compose"):
             config = compose(overrides, config_dirs)
+        if submits(config, world):
+            signals.restore()  # Ctrl-C leaves the job alone
+            return _submit(config, overrides, config_dirs, follow=not sweep)
         limit_s, connecting = config.run.deadline_s, True
         with phases.phase("connect"):
             link = open_link(world, limit_s)
         code, lost = run(config, overrides, phases, signals, world, link)
-    except Exception as error:  # said before the others leave: then the launcher may end us
+    except Exception as raised:  # said before the others leave: then the launcher may end us
+        error = signals.blamed(raised)
+        if isinstance(error, Stopped) and error.code == DRAINED and has_come_back(os.environ):
+            error = NoProgress(STANDS_STILL)
         if world.size == 1 or (connecting and link is None):  # there are no others to be told
-            raise
+            raise error from None
         signals.hold()
         cause = cause_of(error, world.rank, "prepare")
         print(f"ftjob: {cause.traceback or error}", file=sys.stderr, flush=True)
@@ -80,6 +105,20 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
             signals.restore()
     dismiss(link or open_link(world, limit_s), code, limit_s, meet=not lost)
     return code
+
+
+def _submit(
+    config: JobConfig, overrides: Sequence[str], config_dirs: Sequence[str], *, follow: bool
+) -> int:
+    """Submit the job after a look at what can be refused now. Returns its code, where followed."""
+    source = planned_model(config)
+    make_plan(config, source.arch, source.rules, machine_to_submit(config))
+    _check_expectations(config)
+    job = submit(config, overrides, config_dirs, datetime.now())
+    print(f"job {job.job_id}\nrun folder {job.folder.path}", flush=True)
+    if not (follow and config.cluster.follow):
+        return DONE
+    return attend(job, config.run.progress_s)
 
 
 def run(
@@ -108,6 +147,11 @@ def run(
         folder = open_folder(config.run.dir, config.run.name or config.model.name, datetime.now())
         signals.remember()  # from here on a stop leaves a status
         history = _claim(folder, job)
+        if has_come_back(os.environ) and stands_still(
+            history.rows_of_attempts(), folder.attempts()
+        ):
+            raise NoProgress(f"run.dir={folder.path}: {STANDS_STILL}.")
+        signals.drain_at(drain_moment(os.environ, config.run.drain_s, time.time()))
         phases.attempt = max(folder.attempts(), default=-1) + 1
         if not claim_attempt(folder, link.rank, phases.attempt):
             raise ResumeRefused(
@@ -177,11 +221,27 @@ def _work(
         rank.status.write(cause, cause.code)
         raise ResumeRefused(f"run.dir={folder.path}: {message}.")
     with phases.phase("merge"), link.keepalive():
-        if cause is not None:
-            rank.status.write(cause, cause.code)
+        rank.status.write(cause, cause.code if cause else None)
         score = collect(folder)
+        cause = _second_thoughts(cause, job, folder, rank.handout.given, phases, score)
         rank.status.write(cause, cause.code if cause else DONE)
     return cause, score
+
+
+def _second_thoughts(
+    cause: Cause | None, job: Job, folder: RunFolder, given: int, phases: Phases, score: Score
+) -> Cause | None:
+    """The cause of an end that seemed a good one: a device did nothing of the `given` chunks, or a
+    drained job gets nowhere."""
+    if cause is None and given >= 2 * job.plan.data:
+        idle = idle_device(folder.statuses(), phases.attempt)
+        if idle is not None:
+            message = f"did no work, though there were {given} chunks for {job.plan.data} replicas"
+            return Cause(BUG, message, idle["rank"], idle["device"], phase="merge")
+    still = stands_still(score.rows_of_attempts, folder.attempts())
+    if cause is not None and cause.code == DRAINED and still:
+        return replace(cause, code=BUG, message=f"{cause.message}: {STANDS_STILL}")
+    return cause
 
 
 def _seen(job: Job, data: Fingerprint | None) -> Seen | None:

@@ -13,13 +13,13 @@ from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from ftjob.config.bench import BenchConfig
+from ftjob.config.cluster import MOST_DEVICES
+from ftjob.config.cluster import ClusterConfig as ClusterConfig
 from ftjob.config.convert import ConvertConfig
 from ftjob.config.decode import MOST_NEW_TOKENS as MOST_NEW_TOKENS
 from ftjob.config.decode import DecodeConfig as DecodeConfig
 from ftjob.config.keys import FINITE, Rule, about, at_least, between, key, keys_of, positive
 from ftjob.errors import ConfigError
-
-MOST_DEVICES = 1024
 
 
 @dataclass(frozen=True)
@@ -204,29 +204,6 @@ class BatchConfig:
 
 
 @dataclass(frozen=True)
-class ClusterConfig:
-    """Where the job runs."""
-
-    name: Literal["local"] = key("local", "launcher")
-    nodes: Literal["auto"] | int = key(
-        "auto",
-        "nodes, one rank each; auto is the number of ranks started",
-        rule=between(1, 65536),
-    )
-    device: Literal["auto", "cpu", "cuda"] = key("auto", "auto is cuda where a GPU is visible")
-    devices_per_node: Literal["auto"] | int | tuple[int, ...] = key(
-        "auto",
-        f"devices of a node, from 1 to {MOST_DEVICES}, or a list with a number per node; auto is "
-        "the visible GPUs, else 1",
-    )
-    memory_gb: Literal["auto"] | float = key(
-        "auto",
-        "memory of one device, in 1e9 bytes, that plan may fill; auto asks this machine",
-        rule=positive(1_000_000),
-    )
-
-
-@dataclass(frozen=True)
 class RunConfig:
     """Where results go, and when the job gives up."""
 
@@ -239,6 +216,11 @@ class RunConfig:
     deadline_s: float = key(
         60.0,
         "seconds a device or a rank may be silent before the job ends (exit 124)",
+        rule=positive(1_000_000),
+    )
+    drain_s: float = key(
+        120.0,
+        "seconds before a Slurm job's time limit at which it drains to be requeued (exit 75)",
         rule=positive(1_000_000),
     )
     progress_s: float = key(

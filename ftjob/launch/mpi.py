@@ -34,6 +34,7 @@ class MpiLink:
         self.data = mpi.COMM_WORLD.Dup()
         self._sent: list[tuple[Any, bytes]] = []
         self._coming: list[tuple[int, Any, bytearray]] = []
+        self._unread: list[tuple[int, Message]] = []
         now = time.monotonic()
         self._heard = [now] * size
         self._listened = now
@@ -41,11 +42,15 @@ class MpiLink:
         self._lock = threading.Lock()
 
     def send(self, to: int, message: Message) -> None:
-        """Send without waiting; a message to oneself goes the same way."""
+        """Send without waiting; a message to oneself goes the same way. One that cannot be sent
+        is dropped: the rank has gone, and is not heard again."""
         body = self._mpi.pickle.dumps(message)
         with self._lock:
             self._sent = [(r, b) for r, b in self._sent if not self._complete(r)]
-            self._sent.append((self._control.Isend(body, dest=to), body))
+            try:
+                self._sent.append((self._control.Isend(body, dest=to), body))
+            except self._mpi.Exception:  # libfabric tells at once, UCX later
+                self._heard[to] = GONE
 
     def poll(self) -> list[tuple[int, Message]]:
         """What has arrived, oldest first; a long message may still be on its way."""
@@ -54,7 +59,7 @@ class MpiLink:
         while (mail := self._mail(status)) is not None:
             body = bytearray(status.Get_count(self._mpi.BYTE))
             self._coming.append((status.Get_source(), mail.Irecv(body), body))
-        found: list[tuple[int, Message]] = []
+        found, self._unread = self._unread, []
         late: list[tuple[int, Any, bytearray]] = []
         for source, request, body in self._coming:
             if any(source == other for other, *_ in late) or not self._complete(request, source):
@@ -66,6 +71,10 @@ class MpiLink:
             found.append((source, self._mpi.pickle.loads(body)))
         self._coming = late
         return found
+
+    def put_back(self, messages: list[tuple[int, Message]]) -> None:
+        """Leave messages to the next `poll`, before all others."""
+        self._unread = messages + self._unread
 
     def _forgive(self) -> None:
         """Nobody was silent while we did not listen: busy, or stopped and woken again."""

@@ -1,12 +1,14 @@
 """Stop signals: at once while a job is being prepared, between polls while it runs.
 
 Ctrl-C leaves now (exit 130); TERM and USR2, which Slurm sends before it takes the node, ask for a
-drain (exit 75). `commands/run.py` installs the handlers, `rank` asks them between polls.
+drain (exit 75), as the end of the job's time does. `commands/run.py` installs the handlers, `rank`
+asks them between polls.
 """
 
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 
 from ftjob.errors import DRAINED, INTERRUPTED, Stopped
@@ -20,7 +22,9 @@ class Signals:
 
     def __init__(self) -> None:
         self.first: int | None = None
-        self._raising = True
+        self._drain_at: float | None = None
+        self._timed = False
+        self._raising, self._raised = True, False
         self._before = {s: signal.signal(s, self._note) for s in self.CAUGHT}
 
     def note(self, number: int) -> None:
@@ -28,9 +32,20 @@ class Signals:
         if self.first is None:
             self.first = number
 
+    def drain_at(self, moment: float | None) -> None:
+        """Drain at this moment, on the clock of time.time(), where no signal comes before."""
+        self._drain_at = moment
+
+    def look_at_clock(self) -> None:
+        """Count the moment to drain, once it has come, as the signal to."""
+        if self.first is None and self._drain_at is not None and time.time() >= self._drain_at:
+            self._timed = True
+            self.note(signal.SIGUSR2)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.note(number)
         if self._raising:
+            self._raised = True
             raise self.stopped()
 
     def remember(self) -> None:
@@ -38,6 +53,11 @@ class Signals:
         self._raising = False
         if self.first is not None:
             raise self.stopped()
+
+    def blamed(self, error: Exception) -> Exception:
+        """What `error` really was: whoever caught the stop raised in it may have made another error
+        of it, such as that of a file that cannot be read."""
+        return self.stopped() if self._raised else error
 
     def hold(self) -> None:
         """From now on only remember, and raise nothing: the end has begun."""
@@ -65,4 +85,5 @@ class Signals:
                 "interrupted (Ctrl-C); the journal holds every finished row", INTERRUPTED
             )
         name = signal.Signals(self.first or signal.SIGTERM).name
-        return Stopped(f"drained on {name}; run the same command again to go on", DRAINED)
+        why = "before the job's time limit (run.drain_s)" if self._timed else f"on {name}"
+        return Stopped(f"drained {why}; run the same command again to go on", DRAINED)

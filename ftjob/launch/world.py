@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftjob.config.groups import ClusterConfig
-from ftjob.errors import ConfigError
+from ftjob.errors import ConfigError, WrongWorld
 from ftjob.launch.nvml import free_bytes
 from ftjob.plan import Machine
 
@@ -39,6 +39,7 @@ def detect_world(env: Mapping[str, str]) -> World:
 
     Raises:
         ConfigError: where a variable holds no number.
+        WrongWorld: where Slurm started more tasks than there are ranks.
     """
     candidates = [
         ("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -49,13 +50,25 @@ def detect_world(env: Mapping[str, str]) -> World:
     for launcher, rank, size in candidates:
         if rank in env and size in env:
             try:
-                return World(int(env[rank]), int(env[size]), launcher)
+                return _whole(World(int(env[rank]), int(env[size]), launcher), env)
             except ValueError:
                 raise ConfigError(
                     f"{rank}={env[rank]!r}, {size}={env[size]!r}: the launcher's "
                     "variables must hold numbers."
                 ) from None
     return World(0, 1, "none")
+
+
+def _whole(world: World, env: Mapping[str, str]) -> World:
+    """The world, if it is not a part of a Slurm step: the rest would hold nodes and do nothing."""
+    tasks = env.get("SLURM_NTASKS", "") if "SLURM_STEP_ID" in env else ""
+    if tasks.isdigit() and world.size < int(tasks):
+        raise WrongWorld(
+            f"SLURM_NTASKS={tasks}, but {world.launcher} started {world.size} "
+            f"rank{'s' if world.size > 1 else ''}: the other tasks would do nothing. Start a rank "
+            "for every task, or ask for fewer."
+        )
+    return world
 
 
 def visible_gpus(env: Mapping[str, str]) -> int:

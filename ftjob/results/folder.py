@@ -17,6 +17,8 @@ from typing import Any
 
 from ftjob.errors import ResumeRefused, RunFolderError
 
+SUBMISSION = "submit"  # the subfolder of what belongs to a submission: batch script, its output
+
 
 class RunFolder:
     """Paths below `path`, and the number of attempts made there."""
@@ -68,6 +70,7 @@ def claim_attempt(folder: RunFolder, rank: int, attempt: int) -> bool:
             "heartbeat": now,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "born": born("self"),
             "rows": 0,
             "failed": 0,
             "dataset": {"name": "", "total": 0},
@@ -80,14 +83,24 @@ def claim_attempt(folder: RunFolder, rank: int, attempt: int) -> bool:
 
 def is_running(status: dict[str, Any]) -> bool:
     """Whether the attempt of this status has not ended, as far as this host can tell: its process
-    is here and still an ftjob's."""
+    is here, and was born when the status says."""
     if status["code"] is not None or status["host"] != socket.gethostname():
         return False
+    started = status.get("born")  # an older ftjob did not say
+    return status["pid"] != os.getpid() and started is not None and born(status["pid"]) == started
+
+
+def born(pid: int | str) -> int | None:
+    """When a process of this host started, in clock ticks since boot; None where there is none.
+
+    Source: proc(5), field 22 of /proc/PID/stat, and field 3, which is Z for one that has ended.
+    """
     try:
-        command = Path(f"/proc/{status['pid']}/cmdline").read_bytes()
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
-        return False
-    return status["pid"] != os.getpid() and b"ftjob" in command
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def read_json_file(path: Path) -> dict[str, Any]:
@@ -162,24 +175,36 @@ def open_folder(wanted: str | None, name: str, now: datetime) -> RunFolder:
         ResumeRefused: where run.dir holds something else than a run.
         RunFolderError: where it cannot be made.
     """
-    safe = re.sub(r"[^\w.+-]+", "_", name).strip("._") or "run"
     try:
         if wanted is not None:
             path = Path(wanted).expanduser()
-            if path.is_dir() and any(path.iterdir()) and not (path / "identity.json").is_file():
+            if _is_foreign(path):
                 raise ResumeRefused(
                     f"run.dir={wanted}: the folder is not empty and is no run of "
                     "ftjob's (it has no identity.json). Name another folder."
                 )
             path.mkdir(parents=True, exist_ok=True)
         else:
-            path = _fresh(Path("runs"), f"{now:%Y-%m-%d_%H-%M-%S}_{safe}")
+            path = _fresh(Path("runs"), fresh_name(name, now))
             _point_latest(path)
     except OSError as error:
         raise RunFolderError(
             f"run.dir={wanted or 'runs'}: cannot be made: {error.strerror}"
         ) from None
     return RunFolder(path)
+
+
+def fresh_name(name: str, now: datetime) -> str:
+    """The name of a run's folder where run.dir gives none."""
+    safe = re.sub(r"[^\w.+-]+", "_", name).strip("._") or "run"
+    return f"{now:%Y-%m-%d_%H-%M-%S}_{safe}"
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether something else than a run lies there; a submitted one that has not begun holds
+    only what belongs to its submission."""
+    held = {p.name for p in path.iterdir()} if path.is_dir() else set()
+    return bool(held - {SUBMISSION}) and "identity.json" not in held
 
 
 def _fresh(parent: Path, name: str) -> Path:

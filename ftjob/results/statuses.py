@@ -94,6 +94,12 @@ def attempt_facts(ranks: list[Json], number: int, rows: int) -> Json:
     }
 
 
+def idle_device(ranks: list[Json], attempt: int) -> Json | None:
+    """A device that did no chunk in an attempt; None where each did some."""
+    mine = [d for s in ranks if s["attempt"] == attempt for d in s["devices"]]
+    return next((d for d in mine if not d["chunks"]), None)
+
+
 def throughput(ranks: list[Json]) -> Json:
     """Rows and real tokens per second of the time in which any device scored or generated,
     attempts added up.

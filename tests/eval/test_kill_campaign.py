@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.kill_campaign import run_seeds
+from eval.kill_campaign import play
+from eval.kills.campaign import run_seeds
 from eval.kills.draw import PHASES, Draw, draw
 
 
@@ -23,10 +24,10 @@ def test_a_short_draw(tmp_path: Path) -> None:
         next(s for s in range(1000) if draw(s).shots[0].phase == phase and cheap(draw(s)))
         for phase in PHASES
     ]
-    outcomes = list(run_seeds(tmp_path, seeds, jobs=2))
+    outcomes = list(run_seeds(tmp_path, seeds, 2, play))
     assert [o["problems"] for o in outcomes] == [[]] * len(PHASES)
     kills = [o["attempts"][0]["kill"] for o in outcomes]
     assert {"load", "score"} <= {kill["phase"] for kill in kills}
     assert any(kill["in_flight"] for kill in kills)
-    assert list(run_seeds(tmp_path, seeds, jobs=2)) == []
+    assert list(run_seeds(tmp_path, seeds, 2, play)) == []
     assert not list(tmp_path.glob("seed0*")), "what passed is removed"

@@ -6,6 +6,7 @@ deleted at any time and comes back the same.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -77,3 +78,24 @@ def test_style_of_fastertransformer(place: Place, copied: Path) -> None:
     )
     place("report", "run", "report.style=x").expect(2, "must be report.style=table or report.sty")
     place("report", "run", "style=ft").expect(2, "report style=ft: must be")
+
+
+def test_parent_of_many_runs(place: Place, copied: Path) -> None:
+    """A line for each run folder: one that is done, one that died, one that cannot be read."""
+    shutil.copytree(copied, place.cwd / "b died")
+    status = load(place.cwd / "b died" / "status" / "rank0000.attempt0.json")
+    told = json.dumps(status | {"attempt": 1, "code": None, "host": "elsewhere"})
+    (place.cwd / "b died" / "status" / "rank0000.attempt1.json").write_text(told, encoding="utf-8")
+    shutil.copytree(copied, place.cwd / "c torn")
+    shutil.rmtree(place.cwd / "c torn" / "status")
+    (place.cwd / "latest").symlink_to("run")
+    before = tree(place.cwd)
+    lines = place("report", ".").expect(0).out.splitlines()
+    assert " ".join(lines[0].split()) == "run code attempts rows score tokens/s model cause"
+    died, torn, done = sorted(lines[1:])
+    assert re.search(r"^b died +137 +2 .* attempt 1 ended without a status", died)
+    assert re.search(r"^c torn +\? .* no attempt has left a status", torn)
+    assert re.search(r"^run +0 +1 +240 +acc 33\.3% +[\d,]+ +gpt2 +-$", done)
+    assert tree(place.cwd) == before, "it only looks"
+    (place.cwd / "empty").mkdir()
+    place("report", "empty").expect(2, "is not a run folder", "none lies in it")

@@ -1,4 +1,4 @@
-"""A wheel built from a fresh checkout carries conf/, the demo and the page's templates.
+"""A wheel built from a fresh checkout carries conf/, slurm/, the demo and the page's templates.
 
 It is installed without the checkout and used from another folder, where all of these are needed.
 """
@@ -29,15 +29,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory, checkout: Path) -> Path:
 
 
 def test_contents(wheel: Path, checkout: Path) -> None:
-    """Every file of the package and of conf/, and nothing from beside them."""
+    """Every file of the package, of conf/ and of slurm/, and nothing from beside them."""
     with zipfile.ZipFile(wheel) as file:
         held = set(file.namelist())
     expected = {f.relative_to(checkout) for f in (checkout / "ftjob").rglob("*") if f.is_file()}
     expected |= {"ftjob" / f.relative_to(checkout) for f in (checkout / "conf").rglob("*.yaml")}
+    expected |= {"ftjob" / f.relative_to(checkout) for f in (checkout / "slurm").glob("*.sh")}
     assert {str(f) for f in expected} - held == set()
     for name in (
         "ftjob/conf/config.yaml",
         "ftjob/conf/model/gpt345m.yaml",
+        "ftjob/slurm/run.sh",
         "ftjob/demo/demo_gpt/model.safetensors",
         "ftjob/demo/demo_t5/model.safetensors",
         "ftjob/demo/lambada_test.jsonl.gz",
@@ -60,6 +62,8 @@ def test_installed_elsewhere(place: Place, wheel: Path) -> None:
     done = tell("plan", "model=gpt345m", "plan.output_len=8", env=env)
     done.expect(0, str(site / "ftjob"))
     assert "24 layers, 16 heads of 64" in done.out
+    done = work("plan", "cluster=slurm", env=env).expect(0)
+    assert f"\n. {site}/ftjob/slurm/job.sh\n" in done.out
     work("model=own", "dataset.limit=4", "run.dir=run", env=env).expect(0)
     assert len(lines(work.cwd / "run" / "samples.jsonl")) == 4
     assert load(work.cwd / "run" / "results.json")["model"]["name"] == "own"

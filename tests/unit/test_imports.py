@@ -31,6 +31,7 @@ STDLIB_ONLY = (
     "config/__init__.py",
     "config/bench.py",
     "config/build.py",
+    "config/cluster.py",
     "config/convert.py",
     "config/dataset.py",
     "config/decode.py",

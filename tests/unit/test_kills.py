@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from eval.kill_campaign import append_outcome, read_outcomes
+from eval.kills.campaign import append_outcome, read_outcomes
 from eval.kills.check import answered_twice, check_codes, check_journals, check_samples
 from eval.kills.draw import MAX_DEVICES, Layout, draw
 from eval.kills.evidence import (
