@@ -20,9 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "model"))
 from generate_job import generate, generation_job
 from generation_oracle import LIMITS, MOST, lively, reference, rows_for
 
-from ftjob.decode import microbatch
 from ftjob.decode.pool import PoolLanes
-from ftjob.kernels import step_attention
 from ftjob.model.decoder import DecoderStage
 
 CASES: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = MappingProxyType(
@@ -34,20 +32,6 @@ CASES: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = MappingProxyTy
     }
 )
 SEEDS = {"gpt2": 2, "v1_0": 2, "v1_1": 4}
-
-
-@pytest.fixture
-def pools(monkeypatch: pytest.MonkeyPatch) -> list[PoolLanes]:
-    """Lanes are in pools, on a CPU too; those that were made."""
-    made: list[PoolLanes] = []
-
-    def make(*about: Any) -> PoolLanes:
-        made.append(PoolLanes(*about))
-        return made[-1]
-
-    monkeypatch.setattr(microbatch, "make_lanes", make)
-    monkeypatch.setattr(step_attention, "PROGRAMS", 8)
-    return made
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -14,6 +14,7 @@ from ftjob.batching import chunks
 from ftjob.comm import Pulse
 from ftjob.comm.groups import Wiring
 from ftjob.config import build
+from ftjob.config.options import RowOptions
 from ftjob.device import DeviceThread
 from ftjob.job import Job, open_model, prepare
 from ftjob.news import Answered, Failed, Message
@@ -57,11 +58,22 @@ def generate(
 ) -> list[Generated]:
     """The answers to rows of ids, in their order; `limits` are the rows' own max_new_tokens."""
     most = limits or [job.config.decode.max_new_tokens] * len(rows)
-    options = job.config.decode
-    requests = [
-        GenerateRequest(Row(i, i + 1, b"", ""), str(i), list(ids), limit, options=options)
-        for i, (ids, limit) in enumerate(zip(rows, most, strict=True))
+    return run_requests(job, requests_of(rows, most, [job.config.decode] * len(rows)))
+
+
+def requests_of(
+    rows: Sequence[Sequence[int]], limits: Sequence[int], options: Sequence[RowOptions]
+) -> list[GenerateRequest]:
+    """Rows of ids, each with its own limit and options."""
+    each = zip(rows, limits, options, strict=True)
+    return [
+        GenerateRequest(Row(i, i + 1, b"", ""), str(i), list(ids), limit, options=own)
+        for i, (ids, limit, own) in enumerate(each)
     ]
+
+
+def run_requests(job: Job, requests: Sequence[GenerateRequest]) -> list[Generated]:
+    """The answers to requests that are numbered by their rows."""
     halt: threading.Event = threading.Event()
     outbox: queue.Queue[Message] = queue.Queue()
     specs = job.plan.of_rank(0)
@@ -83,7 +95,7 @@ def generate(
         thread.inbox.put(None)
         thread.start()
     found: dict[int, Generated] = {}
-    while len(found) < len(rows):
+    while len(found) < len(requests):
         message = outbox.get(timeout=60)
         if isinstance(message, Failed):
             halt.set()
@@ -96,4 +108,4 @@ def generate(
     for thread in threads:
         thread.join(30)
         assert not thread.is_alive()
-    return [found[i] for i in range(len(rows))]
+    return [found[i] for i in range(len(requests))]
