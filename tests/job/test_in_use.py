@@ -28,7 +28,7 @@ def test_second_job_in_a_running_folder(
     assert 0 < len(lines(run / "samples.jsonl")) < ROWS
     ended(process).expect(0)
     assert len(journal(run, 0)) == ROWS
-    assert [f.name for f in (run / "journal").iterdir()] == [file.name]
+    assert list((run / "journal").glob("*.jsonl")) == [file]
     place("compare", "run", str(finished[0] / "run")).expect(0)
 
 
