@@ -232,9 +232,9 @@ def test_stop_words_behind_other_lanes() -> None:
     ours.follow(torch.tensor([[1, 5]]), torch.tensor([[0, 0]]))
     ids, parents = torch.tensor([[2, 2, 3, 3, 7, 1]]), torch.tensor([[0, 1, 0, 1, 0, 1]])
     assert ours.ending(ids, parents).tolist() == [[True, False, True, True, True, False]]
-    assert ours.reason(0, [1, 2]) == "stop"
-    assert ours.reason(0, [5, 2]) == "length"
-    assert ours.reason(0, [5, 7]) == "eos"
+    assert ours.reason(ours.rows[0], [1, 2]) == "stop"
+    assert ours.reason(ours.rows[0], [5, 2]) == "length"
+    assert ours.reason(ours.rows[0], [5, 7]) == "eos"
 
 
 @pytest.mark.parametrize("convention", ["hf", "ft"])

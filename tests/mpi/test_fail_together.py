@@ -168,7 +168,7 @@ class Ends:
 
     def answered(self) -> int:
         """The rows of all journals, which must be whole."""
-        return sum(len(lines(f)) - 1 for f in (self.run / "journal").glob("*"))
+        return sum(len(lines(f)) - 1 for f in (self.run / "journal").glob("*.jsonl"))
 
     def check_resumes(self, finished: Finished) -> None:
         """The next run, by one rank alone, gives the answers of one that nobody disturbed."""

@@ -144,7 +144,7 @@ def test_resume_under_another_layout_and_rank_count(
     place(*base, *settings((2, 2, 1), "4"), "run.dir=run").expect(0, "160 rows are done")
     results = load(place.cwd / "run" / "results.json")
     assert [(a["rows"], a["ranks"]) for a in results["attempts"]] == [(80, 2), (80, 4), (80, 1)]
-    journals = sorted(f.name for f in (place.cwd / "run" / "journal").iterdir())
+    journals = sorted(f.name for f in (place.cwd / "run" / "journal").glob("*.jsonl"))
     assert [n.partition(".attempt")[2] for n in journals].count("1.jsonl") == 4
     place("compare", "run", str(finished[0] / "run")).expect(0)
 
