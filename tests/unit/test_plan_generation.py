@@ -74,7 +74,7 @@ def test_lanes_are_shared_out_to_stages_and_beams(
 
 
 def test_automatic_lanes_are_at_least_a_row_a_stage() -> None:
-    for device, lanes in (("cpu", 512), ("cuda", 256)):
+    for device, lanes in (("cpu", 512), ("cuda", 1024)):
         assert planned(generating(beams=5), device=device)[1].slots == lanes // 5
         assert planned(generating(1, 2, beams=64), device=device)[1].slots == lanes // 128
         assert planned(generating(1, 9, beams=64), device=device)[1].slots == 1
