@@ -282,22 +282,19 @@ class BeamSearch:
 
     def harvest(self, slots: Sequence[int]) -> Harvest:
         """The hypotheses of finished rows."""
-        at = sent(slots, self._limit.device, torch.int64)
-        rows = [self._processors.rows[slot] for slot in slots]
-        most = max(row.limit for row in rows)
+        whole = (self._length, self._endings, self._pool)
         steps = (self._history, self._logprobs, self._gaps)
-        kept = self._length[at], *(state[at, :most] for state in steps)
-        return Harvest(rows, (*kept, self._endings[at], self._pool[at]), self._answer)
+        return Harvest(slots, self._processors.rows, self._answer, whole, steps)
 
     def _answer(
         self,
         row: SearchRow,
         length: int,
+        endings: Array,
+        pooled: Array,
         every: Array,
         singly: Array,
         close: Array,
-        endings: Array,
-        pooled: Array,
     ) -> Generated:
         options = row.options
         history, logprobs = every[:length].tolist(), singly[:length].tolist()

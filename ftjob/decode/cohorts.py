@@ -46,6 +46,12 @@ class Cohort:
         return self.column + self.lanes
 
 
+def entering(chunk: Chunk) -> list[GenerateRequest]:
+    """The rows of a chunk in the order in which they enter, longest first."""
+    rows = [r for r in chunk.requests if isinstance(r, GenerateRequest)]
+    return sorted(rows, key=lambda r: -len(r.ids))
+
+
 @dataclass(frozen=True)
 class Left:
     """Rows that leave, each with its place among all rows. `moves` are those (source, target)
@@ -107,8 +113,7 @@ class Books:
     def enter(self, chunk: Chunk) -> Cohort:
         """Make a cohort of the chunk, longest rows first."""
         assert self.entering is None
-        rows = [r for r in chunk.requests if isinstance(r, GenerateRequest)]
-        rows.sort(key=lambda r: -len(r.ids))
+        rows = entering(chunk)
         longest = len(rows[0].ids)
         prefix, source = (0, longest) if self._seq2seq else (longest - 1, 0)
         beams, cells = self._room.beams, self._columns(rows)

@@ -168,24 +168,20 @@ class CompetingBeams:
 
     def harvest(self, slots: Sequence[int]) -> Harvest:
         """The hypotheses of finished rows."""
-        at = sent(slots, self._limit.device, torch.int64)
-        rows = [self._processors.rows[slot] for slot in slots]
-        most = max(row.limit for row in rows)
+        whole = (self._length, self._cums, self._sizes, self._ranked)
         steps = (self._history, self._logprobs, self._gaps)
-        kept = self._length[at], *(state[at, :most] for state in steps)
-        last = (state[at] for state in (self._cums, self._sizes, self._ranked))
-        return Harvest(rows, (*kept, *last), self._answer)
+        return Harvest(slots, self._processors.rows, self._answer, whole, steps)
 
     def _answer(
         self,
         row: SearchRow,
         length: int,
-        every: Array,
-        singly: Array,
-        close: Array,
         totals: Array,
         counts: Array,
         rankings: Array,
+        every: Array,
+        singly: Array,
+        close: Array,
     ) -> Generated:
         history, logprobs = every[:length].tolist(), singly[:length].tolist()
         gaps, cums, sizes = close[:length].tolist(), totals.tolist(), counts.tolist()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ftjob.batching import Chunk
-from ftjob.decode.cohorts import Books, Cohort, Left
+from ftjob.decode.cohorts import Books, Cohort, Left, entering
 from ftjob.decode.extents import Extents
 from ftjob.decode.search import Advance
 from ftjob.kernels.put import put
@@ -34,7 +34,7 @@ from ftjob.model.attention import Keep, Sight
 from ftjob.model.layers import Kind
 from ftjob.model.relative import RelativeBias
 from ftjob.plan_generation import Generation
-from ftjob.tasks.base import GenerateRequest, Request
+from ftjob.tasks.base import GenerateRequest
 
 
 def rungs(slots: int) -> list[int]:
@@ -74,14 +74,14 @@ class PoolLanes:
 
     def fits(self, chunk: Chunk) -> bool:
         """See `Lanes`."""
-        sizes = [self._size(request) for request in chunk.requests]
+        # in the order of `enter`: what fits in one order need not in another
+        sizes = [self._size(row) for row in entering(chunk)]
         starts = self._extents.take(sizes)
         for start, size in zip(starts or [], sizes, strict=starts is not None):
             self._extents.give(start, size)
         return starts is not None
 
-    def _size(self, row: Request) -> int:
-        assert isinstance(row, GenerateRequest)
+    def _size(self, row: GenerateRequest) -> int:
         return len(row.ids) + self._width * row.max_new_tokens
 
     def enter(self, cohort: Cohort) -> Keep:

@@ -207,20 +207,16 @@ class Sampling:
     def harvest(self, slots: Sequence[int]) -> Harvest:
         """The hypotheses of finished rows, one a drawn answer in order; their score is their
         cum_logprob."""
-        at = sent(slots, self._device, torch.int64)
-        rows = [self._processors.rows[slot] for slot in slots]
-        most = max(row.limit for row in rows)
-        figures = self._figures[at, :most].permute(0, 3, 2, 1)  # [n, 3, W, most]
-        kept = self._length[at], self._ids[at, :most].transpose(1, 2), figures
-        return Harvest(rows, kept, self._answer)
+        rows, steps = self._processors.rows, (self._ids, self._figures)
+        return Harvest(slots, rows, self._answer, (self._length,), steps)
 
     def _answer(self, row: SearchRow, lengths: Array, every: Array, figures: Array) -> Generated:
         options = row.options
         found: list[Hypothesis] = []
         close: list[tuple[int, float]] = []
         for lane, length in enumerate(lengths[: options.num_return_sequences].tolist()):
-            ids: list[int] = every[lane, :length].tolist()
-            logprobs, shown, gaps = figures[:, lane, :length]
+            ids: list[int] = every[:length, lane].tolist()
+            logprobs, shown, gaps = figures[:length, lane].T
             total = math.fsum(logprobs.tolist())
             own = shown.tolist() if options.token_logprobs else None
             reason = self._processors.reason(row, ids)

@@ -17,6 +17,7 @@ from ftjob.comm import Comm
 from ftjob.config.groups import DecodeConfig
 from ftjob.config.options import DEFAULTS, RowOptions
 from ftjob.decode.looks import Fetched
+from ftjob.model.arrays import sent
 from ftjob.tasks.base import NEAR_TIE, Generated, GenerateRequest
 
 
@@ -52,16 +53,25 @@ class SearchRow:
 
 
 class Harvest:
-    """Answers on their way to the host: `answer` makes one of a row and what was kept of it."""
+    """Answers on their way to the host: `answer` makes one of a row and of what is kept of it.
+
+    That is the states of its slot, `whole` [slots, ...] and then `steps` [slots, step, ...], the
+    latter as far as any of the rows may have come. They are copied at once.
+    """
 
     def __init__(
         self,
+        slots: Sequence[int],
         rows: Sequence[SearchRow],
-        kept: Sequence[torch.Tensor],
         answer: Callable[..., Generated],
+        whole: Sequence[torch.Tensor],
+        steps: Sequence[torch.Tensor],
     ) -> None:
-        self._rows, self._answer = rows, answer
-        self._kept = [Fetched(each) for each in kept]
+        self._rows, self._answer = [rows[slot] for slot in slots], answer
+        at = sent(slots, whole[0].device, torch.int64)
+        most = max(row.limit for row in self._rows)
+        self._kept = [Fetched(state[at]) for state in whole]
+        self._kept += [Fetched(state[at, :most]) for state in steps]
 
     def __call__(self, check: Callable[[], None] = lambda: None) -> list[Generated]:
         """The answers; `check` is called while the device works, see `Fetched.take`."""
