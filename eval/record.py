@@ -56,6 +56,11 @@ def made_line(name: str, raw: dict[str, Any], commit: str | None = None) -> str:
     )
 
 
+def heading(raw: dict[str, Any], made: str) -> list[str]:
+    """The lines that a report begins with: title, text, and what was `made` how."""
+    return [f"# {raw['title']}", "", *raw["text"], "", made, ""]
+
+
 def data_sentence(data: Sequence[Mapping[str, str]]) -> str:
     """The files that the figures were made from, by name and checksum."""
     if not data:

@@ -12,7 +12,7 @@ from eval.bench.parts import render_parts
 from eval.bench.render import render_bench
 from eval.bench.workloads_page import render_workloads
 from eval.kills.render import render_kills
-from eval.record import REPORTS, data_sentence, made_line, read_raw
+from eval.record import REPORTS, data_sentence, heading, made_line, read_raw
 
 SUITES = Path(__file__).resolve().parent / "suites"
 
@@ -111,13 +111,9 @@ def _figure(value: float, percent: bool) -> str:
 
 def render_load(name: str, raw: dict[str, Any]) -> str:
     """The load benchmark's report: peak memory and bytes read beside their bounds."""
+    rounds = f"Of {raw['rounds']} rounds the highest peak and the most bytes."
     lines = [
-        f"# {raw['title']}",
-        "",
-        *raw["text"],
-        "",
-        f"{made_line(name, raw)} Of {raw['rounds']} rounds the highest peak and the most bytes.",
-        "",
+        *heading(raw, f"{made_line(name, raw)} {rounds}"),
         "| weights | node | weights, MB | before, MB | peak, MB | peak / weights | "
         "(peak - before) / weights | 1.2 kept | read / slices |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -144,12 +140,7 @@ def load_ratios(case: dict[str, Any]) -> tuple[float, float, float]:
 def render_rows(name: str, raw: dict[str, Any]) -> str:
     """Memory and time of runs of many rows, beside those of few."""
     lines = [
-        f"# {raw['title']}",
-        "",
-        *raw["text"],
-        "",
-        made_line(name, raw),
-        "",
+        *heading(raw, made_line(name, raw)),
         "| case | peak, MB | more than the few rows, MB | seconds to the first new row | seconds |",
         "| --- | --- | --- | --- | --- |",
     ]
@@ -168,12 +159,7 @@ def render_mutations(name: str, raw: dict[str, Any]) -> str:
     """What became of damaged checkpoints, a line a format."""
     outcomes = ("refused", "as it was", "other numbers", "other settings", "FAILED")
     lines = [
-        f"# {raw['title']}",
-        "",
-        *raw["text"],
-        "",
-        made_line(name, raw),
-        "",
+        *heading(raw, made_line(name, raw)),
         f"| format | mutations | {' | '.join(outcomes)} | found by the manifest |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]

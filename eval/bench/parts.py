@@ -5,18 +5,13 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from eval.record import made_line
+from eval.record import heading, made_line
 
 
 def render_parts(name: str, raw: dict[str, Any]) -> str:
     """The report of reports/raw/NAME.json."""
     lines = [
-        f"# {raw['title']}",
-        "",
-        *raw["text"],
-        "",
-        made_line(name, raw),
-        "",
+        *heading(raw, made_line(name, raw)),
         "| part | microseconds | PyTorch's | microseconds | PyTorch's time over ours: median "
         "(lowest to highest) of the rounds | largest difference |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from eval.record import made_line
+from eval.record import heading, made_line
 
 Json = dict[str, Any]
 # "leave" is after report.html: the other files of the report, and the ranks' parting.
@@ -24,12 +24,7 @@ def render_kills(name: str, raw: Json) -> str:
     flying = sum(kill["in_flight"] > 0 for kill in kills)
     gone = [kill["gone_s"] for kill in kills if kill["gone_s"] is not None]
     lines = [
-        f"# {raw['title']}",
-        "",
-        *raw["text"],
-        "",
-        made_line(name, raw, ", ".join(map(str, commits))),
-        "",
+        *heading(raw, made_line(name, raw, ", ".join(map(str, commits)))),
         "| what | found |",
         "| --- | --- |",
         f"| seeds | {len(seeds)} |",
