@@ -98,15 +98,18 @@ def take_config_dirs(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def cli() -> None:
-    """Run the process's command line and leave. Where device threads still compute, leave without
-    Python's own shutdown: it would wait for them, or take memory from under them."""
+    """Run the process's command line and leave. Where device threads still compute, or GPUs were
+    used, leave without Python's own shutdown: it would wait for them, or take memory from under
+    them, and CUDA's libraries wait for ranks that are gone."""
     code = main()
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # `ftjob ... | head` has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.stderr.flush()
-    if any(t.name.startswith("device") for t in threading.enumerate()):
+    torch = sys.modules.get("torch")
+    gpus = torch is not None and torch.cuda.is_initialized()
+    if gpus or any(t.name.startswith("device") for t in threading.enumerate()):
         os._exit(code)
     sys.exit(code)
 

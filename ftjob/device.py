@@ -29,10 +29,11 @@ from ftjob.comm import Halted, Pulse
 from ftjob.comm.groups import Wires
 from ftjob.comm.threads import GLANCE_S
 from ftjob.decode.loop import Generator
-from ftjob.decode.scoring import LOOK_S, Scoring, score_chunk
+from ftjob.decode.scoring import LOOK_S, Passed, Scoring, packed_tokens, score_chunk
 from ftjob.errors import BUG, Cause, ConfigError, JobError, PeerLost
 from ftjob.job import Job
 from ftjob.model.decoder import DecoderStage
+from ftjob.model.layers import residual_dtype
 from ftjob.model.stage import Part, Stage, make_stage
 from ftjob.news import Answered, Failed, Message, Ready, Warned, check_numbers
 from ftjob.plan import DeviceSpec, stage_tensors
@@ -44,11 +45,13 @@ DTYPES = MappingProxyType({"f32": torch.float32, "bf16": torch.bfloat16, "f16": 
 
 @dataclass(frozen=True)
 class _Launched:
-    """A chunk that the device computes since `begun`, on the clock of time.monotonic()."""
+    """A chunk that the device computes since `begun`, on the clock of time.monotonic(), or did in
+    so many `seconds`."""
 
     chunk: Chunk
-    scoring: Scoring
+    scoring: Scoring | Passed
     begun: float
+    seconds: float | None = None
 
 
 class DeviceThread(threading.Thread):
@@ -83,7 +86,9 @@ class DeviceThread(threading.Thread):
         try:
             cuda = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
             with cuda, torch.inference_mode():
+                self._connect()
                 stage = self._build()
+                self.wires.gather(self.pulse)
                 if self.job.config.dataset.generates:
                     self._generate(stage)
                 else:
@@ -102,7 +107,7 @@ class DeviceThread(threading.Thread):
         self._launch(stage, warm.to_score(self.job.source.arch, self.job.plan.max_tokens, gpu))
         while self._flying:
             self._finish(self._flying.popleft())
-        self.outbox.put(Ready(self.spec.local, self._label(), _held_bytes(stage)))
+        self.outbox.put(Ready(self.spec.local, self._label(), stage.held_bytes))
         self.phase = "score"
         while (chunk := self._next()) is not None:
             self._launch(stage, chunk)
@@ -158,7 +163,7 @@ class DeviceThread(threading.Thread):
         self.phase = "warm-up"
         for _ in generator.run(lambda: next(chunks)):
             pass
-        self.outbox.put(Ready(self.spec.local, self._label(), _held_bytes(stage)))
+        self.outbox.put(Ready(self.spec.local, self._label(), stage.held_bytes))
         self.phase = "decode"
         for done in generator.run(self._take):
             self._tells(done.chunk, done.answers, done.tokens, done.seconds)
@@ -186,6 +191,15 @@ class DeviceThread(threading.Thread):
     def _capturing(self) -> Iterator[None]:
         with self.phases.phase("capture", self.spec.local), self._memory_error():
             yield
+
+    def _connect(self) -> None:
+        """Link the device to others, where that takes doing."""
+        if self.wires.links is None:
+            return
+        arch, dtype = self.job.source.arch, DTYPES[self.job.config.model.dtype]
+        with self.phases.phase("link", self.spec.local):
+            row_bytes = arch.hidden * residual_dtype(arch, dtype).itemsize
+            self.wires.links.connect(self.device, self.pulse, row_bytes)
 
     def _build(self) -> Stage:
         """The stage with every parameter filled exactly once."""
@@ -224,24 +238,25 @@ class DeviceThread(threading.Thread):
     def _launch(self, stage: DecoderStage, chunk: Chunk) -> None:
         """Begin a chunk, with what the stage before made of it. Where a stage comes after, the
         chunk goes there and the rank is told so."""
-        alone, several = self.spec.first and self.spec.last, len(chunk.requests) > 1
-        if chunk.tokens > self._most and alone and several:
+        several = self._alone and len(chunk.requests) > 1
+        if chunk.tokens > self._most and several:
             for half in halves(chunk):
                 self._launch(stage, half)
             return
         wires, before = self.wires, None
-        while wires.before is not None and self._flying:  # a wait for others is not their time
-            self._tell()
+        while wires.before is not None and self._flying and self._flying[0].scoring.done:
+            self._tell()  # a wait for others is not their time
         self.pulse()
         self.serving = (chunk,)
         if wires.before is not None:
-            before = wires.before.take(chunk.sequence, self.pulse)
+            form = stage.form(packed_tokens(chunk, self.device))
+            before = wires.before.take(chunk.sequence, self.pulse, form)
         begun = time.monotonic()
         with self.phases.within(self.phase), self._memory_error():
             try:
                 found = score_chunk(stage, chunk, self.device, self.pulse, before)
             except torch.OutOfMemoryError:
-                if not (alone and several):  # stages would have to agree on the parts
+                if not several:  # devices would have to agree on the parts
                     raise
                 found = None
         if found is None:
@@ -254,17 +269,23 @@ class DeviceThread(threading.Thread):
             self._flying.append(_Launched(chunk, found, begun))
             return
         assert wires.after is not None
-        seconds = self._worked(begun)
+        # a CPU is through with it, and may wait for room now
+        seconds = self._worked(begun) if self.device.type == "cpu" else None
         wires.after.put(chunk.sequence, found, self.pulse)
-        if chunk.sequence >= 0:
-            self.outbox.put(Answered(self.spec.local, chunk, None, chunk.tokens, seconds))
-        self.serving = ()
+        self._flying.append(_Launched(chunk, Passed(found), begun, seconds))
+
+    @property
+    def _alone(self) -> bool:
+        """Whether this device has the whole model: it may do as it likes then."""
+        return self.spec.first and self.spec.last and self.job.plan.tensor == 1
 
     def _finish(self, launched: _Launched) -> tuple[list[Scored], float]:
         """The answers of a chunk, and the seconds of the device's own work for it."""
         with self.phases.within(self.phase), self._memory_error():
             scored = launched.scoring.answers(self.pulse.check)
         self.pulse()
+        if launched.seconds is not None:
+            return scored, launched.seconds
         return scored, self._worked(launched.begun)
 
     def _worked(self, begun: float) -> float:
@@ -324,8 +345,3 @@ class DeviceThread(threading.Thread):
             traceback=None if known else traceback.format_exc(),
             lost=isinstance(error, PeerLost),
         )
-
-
-def _held_bytes(stage: Stage) -> int:
-    """Bytes of the parameters this device really holds."""
-    return sum(p.numel() * p.element_size() for p in stage.parameters())

@@ -36,7 +36,8 @@ class Start:
     """What a rank needs to build its part: rank 0 composed the configuration and made the folder.
 
     `origin` is when rank 0's process started, on the clock of time.time(); `sharing` is, by rank,
-    the number of CPU devices that share that rank's cores.
+    the number of CPU devices that share that rank's cores; `meeting` is where GPUs of several ranks
+    find each other, (host, port) of rank 0's store.
     """
 
     config: dict[str, Any]
@@ -47,6 +48,7 @@ class Start:
     identity: str
     fences: dict[str, int]
     origin: float
+    meeting: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ftjob.checkpoint.shared import SharedReads
 from ftjob.comm import Pulse
-from ftjob.comm.groups import Wiring
+from ftjob.comm.groups import GpuTerms, Wiring
 from ftjob.device import DeviceThread
 from ftjob.ending import close_all, lost_rank, patience, report_trouble
 from ftjob.errors import BUG, DEADLINE, DONE, Cause, cause_of
@@ -40,7 +40,8 @@ GIVE_UP_S = 0.5
 
 
 class Rank:
-    """One attempt of one rank. Only rank 0 needs to know what was `before`."""
+    """One attempt of one rank. Only rank 0 needs to know what was `before`. `meeting` is where its
+    GPUs find those of other ranks."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class Rank:
         phases: Phases,
         signals: Signals,
         link: Link,
+        meeting: tuple[str, int] | None = None,
     ) -> None:
         self.job, self.journal, self.log, self.link = job, journal, log, link
         self.phases, self.signals = phases, signals
@@ -63,7 +65,9 @@ class Rank:
         self.halt = threading.Event()
         specs = job.plan.of_rank(link.rank)
         pulses = {spec.local: Pulse(self.halt) for spec in specs}
-        self.wiring = Wiring(job.plan, link.rank, pulses, link.data, Pulse(self.halt))
+        cuda = job.plan.machine.device == "cuda"
+        terms = GpuTerms(meeting, self.limit_s) if cuda else None
+        self.wiring = Wiring(job.plan, link.rank, pulses, link.data, Pulse(self.halt), terms)
         wires = self.wiring.wires
         shared = SharedReads(job.source.rules, specs, job.plan.tensor)
         threads = [

@@ -14,7 +14,7 @@ from types import TracebackType
 from ftjob.batching import Chunk
 from ftjob.checkpoint.shared import SharedReads
 from ftjob.comm import Pulse
-from ftjob.comm.groups import Wiring
+from ftjob.comm.groups import GpuTerms, Wiring
 from ftjob.device import DeviceThread
 from ftjob.errors import ConfigError, DeadlinePassed, Stopped
 from ftjob.job import Job
@@ -36,7 +36,9 @@ class LocalDevices:
         self._halt = threading.Event()
         specs = job.plan.of_rank(0)
         self._pulses = {s.local: Pulse(self._halt) for s in specs}
-        wires = Wiring(job.plan, 0, self._pulses, None, Pulse(self._halt)).wires
+        cuda = job.plan.machine.device == "cuda"
+        terms = GpuTerms(None, job.config.run.deadline_s) if cuda else None
+        wires = Wiring(job.plan, 0, self._pulses, None, Pulse(self._halt), terms).wires
         shared = SharedReads(job.source.rules, specs, job.plan.tensor)
         self._outbox: queue.Queue[Message] = queue.Queue()
         self._threads = [

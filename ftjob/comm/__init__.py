@@ -1,4 +1,4 @@
-"""How the devices of a group talk: the `Comm` protocol, the group of one, and signs of life.
+"""How devices talk: the `Comm` of a group, the `Way` between stages, and signs of life.
 
 The model and the scorer are given a `Comm` and never ask who they are. A group of one answers
 each call with its own tensor, so one device runs the same code as many.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
 import torch
 
 Reduction = Literal["sum", "max"]
+# The shape and dtype of a tensor.
+Form = tuple[tuple[int, ...], torch.dtype]
 
 
 class Comm(Protocol):
@@ -31,11 +33,47 @@ class Comm(Protocol):
     def size(self) -> int:
         """How many devices the group has."""
 
+    @property
+    def near(self) -> Near | None:
+        """How its GPUs add and norm a few rows in one step, where one process has all of them."""
+
     def all_reduce(self, x: torch.Tensor, op: Reduction = "sum") -> torch.Tensor:
-        """The element-wise sum or maximum over the group; `x` must not change meanwhile."""
+        """The element-wise sum or maximum over the group. `x` must not change meanwhile, and may
+        become the result."""
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """Every device's tensor, stacked in group order: [size, *x.shape]."""
+
+
+class Near(Protocol):
+    """A group's sums through memory that its GPUs share (`peer`)."""
+
+    def takes(self, x: torch.Tensor) -> bool:
+        """Whether x [N, H] is summed that way."""
+
+    def add_norm(
+        self,
+        residual: torch.Tensor,
+        product: torch.Tensor,
+        product_bias: torch.Tensor | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+        *,
+        centred: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`kernels/add_norm` of the sum of `product` [N, H] over the group."""
+
+
+class Way(Protocol):
+    """Activations on their way to another stage, in order. One thread puts, one takes."""
+
+    def put(self, sequence: int, x: torch.Tensor, pulse: Pulse) -> None:
+        """Hand over the activations of chunk `sequence`, once there is room."""
+
+    def take(self, sequence: int, pulse: Pulse, form: Form) -> torch.Tensor:
+        """The activations of chunk `sequence`, which must be the next to come, of that form: not
+        every way tells it."""
 
 
 class Solo:
@@ -43,6 +81,7 @@ class Solo:
 
     rank = 0
     size = 1
+    near = None
 
     def all_reduce(self, x: torch.Tensor, op: Reduction = "sum") -> torch.Tensor:
         """`x` itself."""
@@ -68,6 +107,11 @@ class Pulse:
         self._halt = halt
         self._last = time.monotonic()
         self._waiting: float | None = None
+        self._looks: list[Callable[[], None]] = []
+
+    def watch(self, look: Callable[[], None]) -> None:
+        """Call `look` with every check from now on; it may raise."""
+        self._looks.append(look)
 
     def __call__(self) -> None:
         """A sign of life.
@@ -86,6 +130,8 @@ class Pulse:
         """
         if self._halt.is_set():
             raise Halted
+        for look in self._looks:
+            look()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

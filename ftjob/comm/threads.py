@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ftjob.comm import Pulse, Reduction
+from ftjob.comm import Form, Pulse, Reduction
 from ftjob.comm.tree import Span, reduce_span, whole_spans
 
 # Between two looks at whether the rank has given up.
@@ -35,17 +35,17 @@ class Meeting:
     """Where the threads of a group wait until all of them have come."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self.size = size
         self._condition = threading.Condition()
         self._come = self._round = 0
 
     def wait(self, pulse: Pulse) -> None:
         """Return when every thread of the group has called this once more."""
-        if self._size == 1:
+        if self.size == 1:
             return
         with self._condition:
             self._come += 1
-            if self._come == self._size:
+            if self._come == self.size:
                 self._come, self._round = 0, self._round + 1
                 self._condition.notify_all()
                 return
@@ -83,6 +83,8 @@ class Group:
 
 class Member:
     """One device's `Comm` in a `Group`."""
+
+    near = None
 
     def __init__(self, group: Group, rank: int, pulse: Pulse) -> None:
         self._group, self._pulse = group, pulse
@@ -149,8 +151,7 @@ def _leaves(held: Span) -> list[Span]:
 
 
 class Pipe:
-    """Activations on their way to the next stage, in order; `capacity` bounds how far the stage
-    before may run ahead. One thread puts, one takes."""
+    """The `Way` through shared memory; `capacity` bounds how far the stage before may run ahead."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -168,7 +169,7 @@ class Pipe:
             self._held.append((sequence, x))
             self._condition.notify_all()
 
-    def take(self, sequence: int, pulse: Pulse) -> torch.Tensor:
+    def take(self, sequence: int, pulse: Pulse, form: Form) -> torch.Tensor:
         """The activations of chunk `sequence`, which must be the next to come.
 
         Raises:

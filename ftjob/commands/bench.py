@@ -15,7 +15,6 @@ from typing import Any
 from ftjob.bench.cells import BASE, Cell, cell_job, check_overrides, facts, sizes_of
 from ftjob.checkpoint.manifest import check_manifest
 from ftjob.commands.layout import columns, parameters, size
-from ftjob.commands.run import refuse_split_over_gpus
 from ftjob.config import JobConfig
 from ftjob.config.compose import compose
 from ftjob.environment import describe
@@ -86,7 +85,6 @@ def planned(config: JobConfig) -> list[tuple[Job, Cell]]:
     if source.index is not None and config.model.verify:
         check_manifest(source.index.folder)
     jobs = [cell_job(config, c, machine) for c in sizes_of(config, source.arch.positions)]
-    refuse_split_over_gpus(jobs[0][0])
     return jobs
 
 

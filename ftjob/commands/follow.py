@@ -77,7 +77,8 @@ def _work(world: World, start: Start, link: Link, signals: Signals) -> Cause | N
         from ftjob.rank import Rank
     log = RunLog(folder.file(f"logs/rank{world.rank:04d}.log"), world.rank)
     journal = JournalWriter(folder, world.rank, start.attempt, start.identity, start.fences)
-    rank = Rank(job, folder, journal, Before(), start.identity, log, phases, signals, link)
+    about = (Before(), start.identity, log, phases, signals, link, start.meeting)
+    rank = Rank(job, folder, journal, *about)
     cause = rank.run()
     if cause is not None:
         log.write("error", str(cause))

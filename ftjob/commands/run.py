@@ -33,6 +33,7 @@ from ftjob.errors import (
 )
 from ftjob.job import Job, identity_hash, prepare
 from ftjob.launch.attend import attend
+from ftjob.launch.meeting import open_meeting
 from ftjob.launch.ranks import (
     CONNECT_S,
     bound_ranks,
@@ -138,7 +139,6 @@ def run(
         job = prepare(config, machine)
         if job.source.index is not None and config.model.verify:
             check_manifest(job.source.index.folder)
-        refuse_split_over_gpus(job)
         _check_expectations(config)
         data = fingerprint(RowSource(config.dataset).files())
         seen = _seen(job, data)
@@ -158,6 +158,9 @@ def run(
                 f"run.dir={folder.path}: another attempt began there this moment and still runs."
             )
         _describe(folder, job, overrides)
+    with link.keepalive():
+        meeting = open_meeting(job.plan, hellos)
+    address = None if meeting is None else meeting.address
     start = Start(
         config.as_dict(),
         machine,
@@ -167,6 +170,7 @@ def run(
         identity_hash(job.identity()),
         history.fences,
         phases.origin,
+        address,
     )
     for rank in range(1, link.size):
         link.send(rank, start)
@@ -182,7 +186,7 @@ def run(
         log.write("note", f"resuming {folder.path}: {len(history.entries)} rows are done")
     before, fences = Before(history.keys(), seen, data), history.fences
     del history, seen  # of millions of rows these are the largest things here
-    cause, score = _work(job, folder, before, fences, log, phases, signals, link)
+    cause, score = _work(job, folder, before, fences, log, phases, signals, link, address)
     with link.keepalive():
         results = finish(folder, score)
         write_report(folder, results)
@@ -206,13 +210,14 @@ def _work(
     phases: Phases,
     signals: Signals,
     link: Link,
+    meeting: tuple[str, int] | None,
 ) -> tuple[Cause | None, Score]:
     """Let the ranks work to the end or first cause, merge, and write rank 0's status."""
     with phases.phase("import"), link.keepalive():
         from ftjob.rank import Rank
     identity = identity_hash(job.identity())
     journal = JournalWriter(folder, phases.rank, phases.attempt, identity, fences)
-    rank = Rank(job, folder, journal, before, identity, log, phases, signals, link)
+    rank = Rank(job, folder, journal, before, identity, log, phases, signals, link, meeting)
     cause = rank.run()
     newest = max(folder.attempts())
     if newest > phases.attempt:  # we were thought dead; what we say now would contradict it
@@ -262,17 +267,6 @@ def _check_expectations(config: JobConfig) -> None:
                 f"dataset.expect.{name}={least:g}: less is better there, and dataset.expect gives "
                 f"least values. Legal: {legal}."
             )
-
-
-def refuse_split_over_gpus(job: Job) -> None:
-    """What this version does not run is refused by name, before anything starts."""
-    plan = job.plan
-    if plan.machine.device != "cpu" and plan.tensor * plan.pipeline > 1:
-        raise ConfigError(
-            f"parallel.tensor={plan.tensor} parallel.pipeline={plan.pipeline} on "
-            f"{plan.machine.device}: this version splits a model over CPU devices only; on GPUs "
-            "use parallel.data, a whole model each."
-        )
 
 
 def _claim(folder: RunFolder, job: Job) -> History:

@@ -2,16 +2,18 @@
 
 A kind of step is run as it is the first time, which also compiles its kernels, and captured after
 that, outside of the time that counts as decoding. Captures are local to the thread, so the device
-threads of a process do not disturb each other. `loop` runs its steps through it.
+threads of a process do not disturb each other; sums over a tensor group are captured with the rest,
+by all its devices at the same step. `loop` runs its steps through it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 
-Body = Callable[[], torch.Tensor]
+T = TypeVar("T")
 
 
 class Graphs:
@@ -20,17 +22,18 @@ class Graphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._held: dict[Hashable, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._wanted: tuple[Hashable, Body] | None = None
+        self._held: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
+        self._wanted: tuple[Hashable, Callable[[], Any]] | None = None
         self._pool: torch.cuda._POOL_HANDLE | None = None
         self._stream: torch.cuda.Stream | None = None
 
-    def run(self, kind: Hashable, body: Body) -> torch.Tensor:
+    def run(self, kind: Hashable, body: Callable[[], T]) -> T:
         """A step: captured before, or run as it is and wanted for `capture`."""
         if kind in self._held:
             graph, given = self._held[kind]
             graph.replay()
-            return given
+            made: T = given
+            return made
         self._wanted = kind, body
         return body()
 

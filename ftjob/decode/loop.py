@@ -20,12 +20,10 @@ import torch
 
 from ftjob import kernels
 from ftjob.batching import Chunk, halves, widest
-from ftjob.comm import Pulse
+from ftjob.comm import Form, Pulse, Way
 from ftjob.comm.groups import Wires
-from ftjob.comm.threads import Pipe
-from ftjob.decode.graphs import Graphs
 from ftjob.decode.microbatch import Gone, MicroBatch
-from ftjob.decode.scoring import score_chunk
+from ftjob.decode.scoring import packed_tokens, score_chunk
 from ftjob.decode.search import Advance, SearchRow
 from ftjob.errors import ConfigError
 from ftjob.job import Job
@@ -72,7 +70,8 @@ class Generator:
         assert job.plan.generation is not None
         self._arch, self._start = job.source.arch, job.source.specials.start
         self._spec, self._stage, self._wires, self._pulse = spec, stage, wires, pulse
-        self._device, self._width = kind[1], job.config.decode.lanes
+        (self._dtype, self._device), self._width = kind, job.config.decode.lanes
+        self._alone = spec.first and spec.last and job.plan.tensor == 1
         self._room, self._timed, self._capturing = job.plan.generation, timed, capturing
         self._batches = [MicroBatch(job, spec, kind, pulse) for _ in range(job.plan.pipeline)]
         self._halved, self._most_read = halved, math.inf  # tokens
@@ -126,13 +125,12 @@ class Generator:
 
     def _let_in(self, batch: MicroBatch, chunk: Chunk) -> list[Chunk]:
         """Read a chunk, or where memory does not suffice give it back in halves: later ones are
-        halved before. Stages of one replica would have to agree on that, so there it is an error.
+        halved before. Devices of one replica would have to agree on that: there it is an error.
         """
         try:
             self._enter(batch, chunk)
         except torch.OutOfMemoryError:
-            alone = self._spec.first and self._spec.last
-            if not alone or len(chunk.requests) == 1:
+            if not self._alone or len(chunk.requests) == 1:
                 raise
             assert batch.books.entering is not None
             batch.lanes.withdraw(batch.books.entering)
@@ -164,12 +162,14 @@ class Generator:
         find which of the first rows are finished. All are still where they were."""
         encoded = None
         if batch.entry is not None and self._arch.seq2seq:
-            encoded = batch.encoded if self._spec.last else self._home(batch, ENCODED)
+            form = (len(batch.entry.ids), self._arch.hidden), self._dtype
+            encoded = batch.encoded if self._spec.last else self._home(batch, ENCODED, form)
         finished: list[bool] = []
         if batch.stepped:
             flags = batch.flags
             if flags is None:  # what was chosen comes from the last stage
-                chosen = self._unpacked(self._home(batch, CHOSEN))
+                form = (batch.lanes.rows, 2 * self._width + 1), torch.int64
+                chosen = self._unpacked(self._home(batch, CHOSEN, form))
                 batch.lanes.settle(chosen)
                 flags = chosen.finished
             batch.books.advance(batch.cohorts)
@@ -243,14 +243,15 @@ class Generator:
         batch.entry = entry
         if not ids:  # prompts of one token
             return
-        x = entry.ids if self._spec.first else self._before(ENTER)
+        form = self._stage.form(len(entry.ids))
+        x = entry.ids if self._spec.first else self._before(ENTER, form)
         x = self._stage.enter(x, entry, batch.keep, self._pulse)
         if self._wires.after is not None:
             self._wires.after.put(self._tag(self._turn, ENTER), x, self._pulse)
         elif self._arch.seq2seq:
             batch.encoded = x
-            for pipe in self._wires.homes:
-                pipe.put(self._tag(self._turn, ENCODED), x, self._pulse)
+            for way in self._wires.homes:
+                way.put(self._tag(self._turn, ENCODED), x, self._pulse)
 
     def _score_prompts(self, batch: MicroBatch, rows: Sequence[GenerateRequest]) -> None:
         """The log-probabilities of the prompts of rows that ask for them, by a pass of its own."""
@@ -260,8 +261,9 @@ class Generator:
         if not scored:
             return
         assert isinstance(self._stage, DecoderStage)
-        before = None if self._spec.first else self._before(PROMPTS)
         chunk = Chunk(self._turn, tuple(scored))
+        form = self._stage.form(packed_tokens(chunk, self._device))
+        before = None if self._spec.first else self._before(PROMPTS, form)
         found = score_chunk(self._stage, chunk, self._device, self._pulse, before)
         if isinstance(found, torch.Tensor):
             assert self._wires.after is not None
@@ -271,29 +273,39 @@ class Generator:
             batch.prompts[request.key] = answer.logprobs
 
     def _step(self, batch: MicroBatch) -> None:
-        """One token of every lane at work."""
+        """One token of every lane at work. On a GPU it is captured as far as it is the same each
+        time."""
         batch.stepped, batch.cohorts = batch.books.rows, len(batch.books.cohorts)
-        if batch.graphs is not None:
-            batch.flags = self._played(batch, batch.graphs)
-            self._pulse()
-            return
-        x = self._through(batch)
+        given = None
+        if not self._spec.first:
+            form = self._stage.form(batch.lanes.rows * self._width)
+            given = batch.received(self._before(STEP, form))
+
+        def through() -> torch.Tensor:
+            x = batch.lanes.fed() if given is None else given
+            return self._stage.step(x, batch.lanes.sight(), self._pulse)
+
+        lanes = batch.lanes.kind
         if self._wires.after is not None:
+            x = batch.played(lanes, through)
             self._wires.after.put(self._tag(self._turn, STEP), x, self._pulse)
             return
-        chosen = self._chosen(batch, self._stage.logits(x))
+        assert batch.search is not None
+        search = batch.search.kind(batch.lanes.rows)
+        if search is None:
+            logits = batch.played(lanes, lambda: self._stage.logits(through()))
+            chosen = self._chosen(batch, logits)
+        else:
+            chosen = batch.played(
+                (lanes, search), lambda: self._chosen(batch, self._stage.logits(through()))
+            )
         self._pulse()
         batch.flags = chosen.finished
         if self._wires.homes:
             flags = chosen.finished.unsqueeze(1).to(torch.int64)
             message = torch.cat([chosen.ids, chosen.parents, flags], dim=1)  # [n, 2 W + 1]
-            for pipe in self._wires.homes:
-                pipe.put(self._tag(self._turn, CHOSEN), message, self._pulse)
-
-    def _through(self, batch: MicroBatch) -> torch.Tensor:
-        """The step through this stage's layers: [N, H]."""
-        x = batch.lanes.fed() if self._spec.first else self._before(STEP)
-        return self._stage.step(x, batch.lanes.sight(), self._pulse)
+            for way in self._wires.homes:
+                way.put(self._tag(self._turn, CHOSEN), message, self._pulse)
 
     def _chosen(self, batch: MicroBatch, logits: torch.Tensor) -> Advance:
         """The next tokens, which the lanes take over."""
@@ -302,35 +314,22 @@ class Generator:
         batch.lanes.settle(chosen)
         return chosen
 
-    def _played(self, batch: MicroBatch, graphs: Graphs) -> torch.Tensor:
-        """A step of a stage that is the whole model: captured as far as it is the same each time.
-        Gives the flags of finished rows."""
-        assert batch.search is not None
-        lanes, search = batch.lanes.kind, batch.search.kind(batch.lanes.rows)
-
-        def logits() -> torch.Tensor:
-            return self._stage.logits(self._through(batch))
-
-        if search is None:
-            return self._chosen(batch, graphs.run(lanes, logits)).finished
-        return graphs.run((lanes, search), lambda: self._chosen(batch, logits()).finished)
-
     def _unpacked(self, message: torch.Tensor) -> Advance:
         width = self._width
         return Advance(message[:, :width], message[:, width:-1], message[:, -1].bool())
 
-    def _before(self, kind: int) -> torch.Tensor:
+    def _before(self, kind: int, form: Form) -> torch.Tensor:
         assert self._wires.before is not None
-        return self._taken(self._wires.before, self._tag(self._turn, kind))
+        return self._taken(self._wires.before, self._tag(self._turn, kind), form)
 
-    def _home(self, batch: MicroBatch, kind: int) -> torch.Tensor:
+    def _home(self, batch: MicroBatch, kind: int, form: Form) -> torch.Tensor:
         """What the last stage sent back in the micro-batch's last turn."""
         assert self._wires.home is not None
-        return self._taken(self._wires.home, self._tag(batch.turn, kind))
+        return self._taken(self._wires.home, self._tag(batch.turn, kind), form)
 
-    def _taken(self, pipe: Pipe, tag: int) -> torch.Tensor:
+    def _taken(self, way: Way, tag: int, form: Form) -> torch.Tensor:
         asked = time.monotonic()
-        x = pipe.take(tag, self._pulse)
+        x = way.take(tag, self._pulse, form)
         self._waited += time.monotonic() - asked
         return x
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +23,8 @@ from ftjob.model.layers import Kind
 from ftjob.model.stage import Entry
 from ftjob.plan import DeviceSpec
 from ftjob.tasks.base import GenerateRequest
+
+T = TypeVar("T")
 
 
 class MicroBatch:
@@ -41,7 +45,9 @@ class MicroBatch:
             else None
         )
         cuda = kind[1].type == "cuda"
-        self.graphs = Graphs(kind[1]) if cuda and spec.first and spec.last else None
+        self.graphs = Graphs(kind[1]) if cuda else None
+        self._inbox: torch.Tensor | None = None
+        self._lanes = room.slots * room.beams
         self.looks = Looks(room.stop_every, LAG if cuda else 0, pulse.check)
         self.turn = self.stepped = self.cohorts = 0
         self.prompts: dict[str, list[float]] = {}  # log-probabilities of prompts, by key
@@ -50,6 +56,20 @@ class MicroBatch:
         self.keep: Keep | None = None
         self.entering: list[SearchRow] = []
         self.encoded: torch.Tensor | None = None
+
+    def played(self, kind: Hashable, body: Callable[[], T]) -> T:
+        """What a step's body gives: on a GPU captured, where the `kind` was seen before."""
+        return body() if self.graphs is None else self.graphs.run(kind, body)
+
+    def received(self, x: torch.Tensor) -> torch.Tensor:
+        """What the stage before gave [N, H], where a captured step looks for it."""
+        if self.graphs is None:
+            return x
+        if self._inbox is None:
+            self._inbox = x.new_empty(self._lanes, x.shape[1])
+        inbox = self._inbox[: len(x)]
+        inbox.copy_(x)
+        return inbox
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ftjob.batching import Chunk
 from ftjob.comm import Comm
 from ftjob.decode.looks import Fetched
 from ftjob.model.decoder import DecoderStage
-from ftjob.model.packing import Packing
+from ftjob.model.packing import Packing, padded
 from ftjob.tasks.base import Scored, ScoreRequest
 
 LOGIT_BYTES = 1 << 28
@@ -55,6 +55,34 @@ class Scoring:
         found = [Scored(*(c[a:b] for c in columns)) for a, b in pairwise(ends)]
         answers = dict(zip(self._order, found, strict=True))
         return [answers[i] for i in range(len(rows))]
+
+
+class Passed:
+    """A chunk that went on to the next stage."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if hidden.is_cuda:
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    @property
+    def done(self) -> bool:
+        """Whether the device has made what it passed on."""
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+
+    def answers(self, check: Callable[[], None]) -> list[Scored]:
+        """None, when it is done; `check` as in `Scoring`."""
+        while not self.done:
+            check()
+            time.sleep(LOOK_S)
+        return []
+
+
+def packed_tokens(chunk: Chunk, device: torch.device) -> int:
+    """How many tokens a chunk has in a stage."""
+    count = sum(len(r.ids) - 1 for r in chunk.requests)
+    return padded(count) if kernels.used(device) else count
 
 
 @torch.inference_mode()

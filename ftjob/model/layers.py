@@ -34,17 +34,20 @@ def parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Param
 class Residual:
     """The residual stream [N, H]: `held`, and a product [N, H] yet to be added to it with its bias
     [H]. The norm that comes next adds it in its own pass on a GPU; elsewhere there is none, it was
-    added when it was made."""
+    added when it was made. With a `group` the product is this device's part of a sum over it, which
+    that pass makes too."""
 
     held: torch.Tensor
     product: torch.Tensor | None = None
     bias: torch.Tensor | None = None
+    group: Comm | None = None
 
     def total(self) -> torch.Tensor:
         """All of it as one tensor [N, H]."""
         if self.product is None:
             return self.held
-        return self.held + (self.product if self.bias is None else self.product + self.bias)
+        whole = self.product if self.group is None else self.group.all_reduce(self.product)
+        return self.held + (whole if self.bias is None else whole + self.bias)
 
 
 class Linear(nn.Module):
@@ -162,6 +165,8 @@ class RowLinear(Linear):
         if self.group.size == 1 and not kernels.used(x.device):
             return Residual(residual + self.product(x, self.bias))
         y = self.product(x, None)
+        if self.group.near is not None and self.group.near.takes(y):
+            return Residual(residual, y, self.bias, self.group)
         added = Residual(
             residual, self.group.all_reduce(y) if self.group.size > 1 else y, self.bias
         )
@@ -194,9 +199,11 @@ class Norm(nn.Module):
         from ftjob.kernels.add_norm import add_norm
 
         bias = self.bias if isinstance(self, LayerNorm) else None
-        held, product, last = residual.held, residual.product, residual.bias
-        centred = bias is not None
-        return add_norm(held, product, last, self.weight, bias, self.eps, centred=centred)
+        about = (residual.bias, self.weight, bias, self.eps)
+        group, centred = residual.group, bias is not None
+        if group is not None and group.near is not None and residual.product is not None:
+            return group.near.add_norm(residual.held, residual.product, *about, centred=centred)
+        return add_norm(residual.held, residual.product, *about, centred=centred)
 
 
 class LayerNorm(Norm):

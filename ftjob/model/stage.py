@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ftjob.comm import Comm
+from ftjob.comm import Comm, Form
 from ftjob.kernels import linear_cpu
 from ftjob.model.arch import Arch
 from ftjob.model.attention import Keep, Sight
@@ -26,6 +26,7 @@ from ftjob.model.layers import (
     WeightFormat,
     make_norm,
     parameter,
+    residual_dtype,
 )
 
 # Columns of a product on a GPU in half precision come in multiples of so many.
@@ -66,11 +67,17 @@ class Stage(nn.Module):
                 rows = -(-arch.vocab // group.size)
                 self.head = parameter(rows, arch.hidden, dtype=kind[0], device=kind[1])
         self._packed_head: list[torch.Tensor] = []
+        self._stream_dtype = residual_dtype(arch, kind[0])
 
     @property
     def head_weight(self) -> torch.Tensor:
         """This device's part of the head, [V/T, H]: the embedding's where both are here."""
         return self.embed.tokens if self.arch.tied_head and self.first else self.head
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the parameters that this device really holds."""
+        return sum(p.numel() * p.element_size() for p in self.parameters())
 
     def pack_head(self) -> None:
         """Keep a copy of the head as the CPU's fast products want it, before a long decode: a step
@@ -126,6 +133,10 @@ class Stage(nn.Module):
         """How many columns of this device's part of the vocabulary are no padding."""
         rows = self.head_weight.shape[0]
         return min(rows, max(0, self.arch.vocab - self.group.rank * rows))
+
+    def form(self, rows: int) -> Form:
+        """Of the residual stream of so many rows, as stages hand it on."""
+        return (rows, self.arch.hidden), self._stream_dtype
 
     def handed_on(self, residual: Residual) -> torch.Tensor:
         """What a stage gives of the stream behind its layers, [N, H]: normed on the last one."""

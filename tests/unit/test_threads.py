@@ -14,6 +14,8 @@ from ftjob.comm import Halted, Pulse
 from ftjob.comm.threads import Group, Member, Pipe
 
 pytestmark = pytest.mark.timeout(30)
+# what the pipes here carry
+ONE = ((1,), torch.float32)
 
 
 def at_once(ways: int, work: Callable[[int], None]) -> list[BaseException]:
@@ -87,7 +89,7 @@ def test_a_pipe_keeps_order_and_bounds() -> None:
                 ahead.append(sequence + 1 - len(taken))
             else:
                 time.sleep(0.001)
-                assert pipe.take(sequence, pulse).item() == sequence
+                assert pipe.take(sequence, pulse, ONE).item() == sequence
                 taken.append(sequence)
 
     assert at_once(2, work) == []
@@ -99,7 +101,7 @@ def test_a_pipe_refuses_another_order() -> None:
     pipe, pulse = Pipe(2), Pulse(threading.Event())
     pipe.put(4, torch.zeros(1), pulse)
     with pytest.raises(RuntimeError, match="expected the activations of chunk 5, got 4's"):
-        pipe.take(5, pulse)
+        pipe.take(5, pulse, ONE)
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["take", "put"])
@@ -110,7 +112,7 @@ def test_a_pipe_is_left_when_the_rank_gives_up(full: bool) -> None:
         pipe.put(0, torch.zeros(1), pulse)
     threading.Timer(0.2, halt.set).start()
     with pytest.raises(Halted):
-        _ = pipe.put(1, torch.zeros(1), pulse) if full else pipe.take(0, pulse)
+        _ = pipe.put(1, torch.zeros(1), pulse) if full else pipe.take(0, pulse, ONE)
     assert pulse.waiting_s == 0.0
 
 
