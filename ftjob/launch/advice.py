@@ -18,8 +18,6 @@ LEAST_FREE = 0.9
 # One direction of one NVLink moves 20 GB/s or more since the second generation (NVIDIA V100 white
 # paper: 25); copies that reach less than half of that over all links do not go over them.
 NVLINK_BYTES_S, LEAST_OF_NVLINK = 20e9, 0.5
-# A container's own default of 64 MB is too little for NCCL and MPI between a node's processes.
-LEAST_SHM_BYTES = 1 << 30
 DISABLED = MappingProxyType(
     {
         "NCCL_P2P_DISABLE": "GPUs of a node swap their data through host memory",
