@@ -6,6 +6,7 @@ What comes out wrong, fails or hangs is kept as text and ends the measuring; not
 
 from __future__ import annotations
 
+import importlib.metadata
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,9 +30,11 @@ from ftjob.plan import Machine
 
 @dataclass
 class Examined:
-    """What was found: by device, by group of devices, and what is broken."""
+    """What was found: by device, by group of devices, and what is broken. `peers` says of ordered
+    pairs of GPUs whether CUDA lets the first reach the second's memory."""
 
     ceilings: dict[int, Ceilings] = field(default_factory=dict)
+    peers: dict[tuple[int, int], bool] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
     reduced: list[tuple[list[int], Reduced]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -70,6 +73,23 @@ def examine(config: JobConfig, machine: Machine, dtype: torch.dtype) -> Examined
     return found
 
 
+def library_versions() -> dict[str, str | None]:
+    """The libraries that speed and faults depend on; None where there is no such one."""
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = None
+    nccl = None
+    if torch.version.cuda is not None:
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+    return {
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda,
+        "triton": triton,
+        "nccl": nccl,
+    }
+
+
 def group_sizes(devices: int, tensor: int) -> list[int]:
     """The sizes of groups to time: powers of two, all devices, and those of the layout."""
     powers = {1 << n for n in range(1, devices.bit_length())}
@@ -100,6 +120,9 @@ def _sends(found: Examined, config: JobConfig, machine: Machine) -> None:
                 for target in devices:
                     if source != target:
                         seat.pulse()
+                        found.peers[source.index, target.index] = bool(
+                            torch.cuda.can_device_access_peer(source, target)
+                        )
                         made += time_copy(source, target, seat.pulse, COPIES["cuda"])
             return made
 

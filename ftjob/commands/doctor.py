@@ -7,7 +7,6 @@ and room on disk. With doctor.out all of it goes to JSON, and with it the rates 
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import socket
@@ -61,16 +60,23 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
     set_thread_environment(machine.devices_of_rank[0], os.environ)
     set_gpu_environment(machine, config.cluster.nccl_launch_mode, os.environ)
     print("ftjob: measuring, some seconds a group size", file=sys.stderr, flush=True)
-    from ftjob.bench.examine import examine
+    from ftjob.bench.examine import examine, library_versions
     from ftjob.device import DTYPES
 
     found = examine(config, machine, DTYPES[config.model.dtype])
+    seen = seen.with_peers(found.peers)
+    copies = copy_rates(found) if machine.device == "cuda" else []
     advice = [
-        *advise(seen, asked, groups_of(config, machine), copy_rates(found), socket.gethostname()),
+        *advise(seen, asked, groups_of(config, machine), copies, socket.gethostname()),
         *advise_on(site, config),
     ]
     environment = describe(os.environ)
-    versions = library_versions(environment, seen)
+    versions = {
+        "ftjob": environment["packages"].get("ftjob"),
+        "python": environment["python"],
+        **library_versions(),
+        "driver": seen.driver,
+    }
     sections = (
         _host(environment, versions, seen),
         _gpus(seen),
@@ -112,28 +118,6 @@ def copy_rates(found: Examined) -> list[CopyRate]:
     """The copies of the largest size that was tried."""
     most = max((sent.bytes for sent in found.sent), default=0)
     return [CopyRate(s.source, s.target, s.bytes_s) for s in found.sent if s.bytes == most]
-
-
-def library_versions(environment: dict[str, Any], seen: Topology) -> dict[str, str | None]:
-    """The versions that speed and faults depend on; None where there is no such library."""
-    import torch
-
-    try:
-        triton = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        triton = None
-    nccl = None
-    if torch.version.cuda is not None:
-        nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-    return {
-        "ftjob": environment["packages"].get("ftjob"),
-        "python": environment["python"],
-        "torch": str(torch.__version__),
-        "cuda": torch.version.cuda,
-        "triton": triton,
-        "nccl": nccl,
-        "driver": seen.driver,
-    }
 
 
 def _host(

@@ -112,6 +112,15 @@ class Topology:
         pairs = tuple(pair for pair in self.pairs if pair.second < count)
         return replace(self, gpus=self.gpus[:count], pairs=pairs)
 
+    def with_peers(self, reach: Mapping[tuple[int, int], bool]) -> Topology:
+        """The same with what CUDA says of ordered pairs in place of what NVML says."""
+        pairs = []
+        for pair in self.pairs:
+            ways = (pair.first, pair.second), (pair.second, pair.first)
+            told = [reach[way] for way in ways if way in reach]
+            pairs.append(replace(pair, peer=all(told)) if told else pair)
+        return replace(self, pairs=tuple(pairs))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)

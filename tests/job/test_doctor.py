@@ -31,7 +31,7 @@ def test_two_devices_of_this_machine(place: Place) -> None:
 def test_made_up_gpus_and_what_is_wrong_with_them(place: Place) -> None:
     library = fake_nvml.build(place.cwd)
     env = {"LD_LIBRARY_PATH": str(library.parent), "NCCL_P2P_DISABLE": "1"}
-    done = place("doctor", "cluster.device=cpu", "cluster.devices_per_node=1", env=env).expect(0)
+    done = place("doctor", "cluster.device=cpu", "cluster.devices_per_node=2", env=env).expect(0)
     matrix = next(line for line in done.out.splitlines() if line.startswith("GPU1 "))
     assert matrix.split() == ["GPU1", "NV2", "X", "SYS", "SYS", "0"]
     assert "gen 1 x8 of gen 5 x16" in done.out
@@ -41,7 +41,30 @@ def test_made_up_gpus_and_what_is_wrong_with_them(place: Place) -> None:
         *("GPU 3 has 30 of 80 GB free", "2 uncorrected memory errors", "NCCL_P2P_DISABLE=1 is"),
     ):
         assert word in done.out
+    assert "copies from GPU" not in done.out  # what CPU threads hand over says nothing of GPUs
     assert done.out.splitlines()[-1].endswith(" warnings")
+
+
+def test_sums_that_are_wrong_end_it_with_1(place: Place) -> None:
+    wrong = place.driver(
+        "wrong",
+        """
+from ftjob.comm.threads import Member
+
+right = Member.all_reduce
+def all_reduce(self, x, op="sum"):
+    return right(self, x, op) + (op == "sum" and self.rank == 1)
+Member.all_reduce = all_reduce
+""",
+    )
+    out = place.cwd / "found.json"
+    done = wrong("doctor", "cluster.devices_per_node=2", f"doctor.out={out}").expect(1)
+    told = "the sum over cpu:0 and cpu:1 is wrong on cpu:1: element 0"
+    assert f"broken: {told}" in done.out
+    found = load(out)
+    assert found["broken"][0].startswith(told)
+    assert found["all_reduce"] == []
+    assert found["copy_bytes_s"] > 0
 
 
 def test_refusals(place: Place, tmp_path: Path) -> None:

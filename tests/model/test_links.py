@@ -69,9 +69,8 @@ def test_a_wrong_sum_names_the_devices() -> None:
 
     with pytest.raises(BrokenLink) as broken:
         run_group(2, work)
-    assert "the sum over cuda:4 and cuda:5 is wrong on cuda:5: element 7 of 256" in str(
-        broken.value
-    )
+    words = "the sum over cuda:4 and cuda:5 is wrong on cuda:5: element 7 of 256"
+    assert words in str(broken.value)
     assert broken.value.code == 1
 
 

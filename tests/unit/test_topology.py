@@ -65,6 +65,11 @@ def test_links_of_every_pair(seen: Topology) -> None:
     assert seen.first(2).pairs == (straight,)
 
 
+def test_what_cuda_says_of_peers_counts(seen: Topology) -> None:
+    told = seen.with_peers({(0, 1): True, (1, 0): False, (0, 2): True, (2, 0): True})
+    assert [(p.peer, p.nvlinks) for p in told.pairs[:3]] == [(False, 2), (True, 0), (False, 0)]
+
+
 def test_links_whose_ends_are_hidden(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_NVML_HIDDEN", "1")
     hidden = look({}, library)
