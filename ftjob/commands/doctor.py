@@ -90,10 +90,11 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
             out,
             {
                 **found.rates(),
+                "dtype": config.model.dtype,  # of the product
                 "environment": environment,
                 "versions": versions,
                 "topology": seen.as_dict(),
-                "ceilings": {str(i): c.as_dict() for i, c in found.ceilings.items()},
+                "devices": [{"device": i, **c.as_dict()} for i, c in found.ceilings.items()],
                 "copies": [sent.as_dict() for sent in found.sent],
                 "groups": [{"devices": g, **r.as_dict()} for g, r in found.reduced],
                 "site": site.as_dict(),

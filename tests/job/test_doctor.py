@@ -24,7 +24,8 @@ def test_two_devices_of_this_machine(place: Place) -> None:
     assert found["broken"] == []
     assert {r["ways"] for r in found["all_reduce"]} == {2}
     assert found["groups"][0]["devices"] == [0, 1]
-    assert found["product_flop_s"] == found["ceilings"]["0"]["product_flop_s"]
+    assert found["product_flop_s"] == found["devices"][0]["product_flop_s"]
+    assert found["dtype"] == "f32"
     assert "NCCL_LAUNCH_MODE" not in found["environment"]["variables"]  # a CPU has no NCCL
 
 
