@@ -21,6 +21,10 @@ COMMANDS = MappingProxyType(
         "plan": ("ftjob.commands.plan", "print layout, memory and largest batch; load nothing"),
         "bench": ("ftjob.commands.bench", "time chosen sizes of batch, input and output"),
         "convert": ("ftjob.commands.convert", "rewrite a checkpoint in another format or split"),
+        "doctor": (
+            "ftjob.commands.doctor",
+            "look at this machine: devices, links, libraries, Slurm and MPI",
+        ),
         "models": ("ftjob.commands.models", "list the models of conf/model"),
         "report": ("ftjob.commands.report", "RUN: rebuild a report; PARENT: tabulate its runs"),
         "compare": ("ftjob.commands.compare", "RUN_A RUN_B: are the answers the same?"),

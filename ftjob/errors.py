@@ -28,7 +28,7 @@ KILLED = 128 + signal.SIGKILL
 EXIT_CODES: Mapping[int, str] = MappingProxyType(
     {
         DONE: "done",
-        BUG: "a bug of ftjob's, or two attempts in a row without a new row",
+        BUG: "a bug of ftjob's, two attempts in a row without a new row, or broken devices",
         CONFIG_REFUSED: "configuration refused",
         UNREADABLE: "checkpoint or data unreadable",
         TOO_MANY_FAILED: "finished, but more failed requests than run.max_failed",
@@ -91,6 +91,12 @@ class DeadlinePassed(JobError):
     """Something did not answer within `run.deadline_s`."""
 
     code = DEADLINE
+
+
+class BrokenLink(JobError):
+    """What one device sent or a group added up came out wrong: no answer can be trusted."""
+
+    code = BUG
 
 
 class PeerLost(JobError):

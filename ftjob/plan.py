@@ -126,6 +126,7 @@ def make_plan(
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     check_model_split(arch, tensor, pipeline)
     data = _replicas(config, machine, tensor * pipeline)
+    _check_launch_mode(config, machine)
     _check_replicas_fit_nodes(machine, tensor * pipeline)
     dtype_bytes = DTYPE_BYTES[config.model.dtype]
     max_tokens = _batch_tokens(config, machine)
@@ -280,6 +281,20 @@ def _check_replicas_fit_nodes(machine: Machine, per_replica: int) -> None:
                 f"{count} devices, and a replica takes {per_replica}. With nodes of unequal size "
                 "every replica must fit within a node."
             )
+
+
+def _check_launch_mode(config: JobConfig, machine: Machine) -> None:
+    """Refuse what can deadlock: with GROUP a launch waits on the host for the process's other
+    device threads, and one that captures a graph does not come there. Scoring captures nothing."""
+    split = config.parallel.tensor * config.parallel.pipeline > 1
+    several = machine.device == "cuda" and max(machine.devices_of_rank) > 1
+    captures = config.dataset.generates and split and several
+    if captures and config.cluster.nccl_launch_mode == "GROUP":
+        raise ConfigError(
+            "cluster.nccl_launch_mode=GROUP: a launch then waits for the rank's other device "
+            "threads, and decode steps are captured as graphs, each thread by itself, so they can "
+            "wait for each other for ever. Use PARALLEL, or one GPU a rank."
+        )
 
 
 def _workspace_bytes(arch: Arch, tensor: int, max_tokens: int, dtype_bytes: int) -> int:

@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_overrides(given.overrides)
         config = compose([*BASE, *given.overrides])
-        out, jobs = out_file(config), planned(config)
+        out, jobs = out_file("bench.out", config.bench.out), planned(config)
         said = [a for a in arguments if not a.startswith("bench.out=")]
         (device, *_), dtype = torch_devices(jobs[0][0]), DTYPES[config.model.dtype]
         made: dict[str, Any] = {

@@ -20,7 +20,12 @@ from ftjob.config.compose import compose
 from ftjob.environment import describe
 from ftjob.errors import DONE, INTERRUPTED, ConfigError
 from ftjob.job import Job, open_model
-from ftjob.launch.world import detect_world, make_machine, set_thread_environment
+from ftjob.launch.world import (
+    detect_world,
+    make_machine,
+    set_gpu_environment,
+    set_thread_environment,
+)
 from ftjob.results.folder import write_json
 
 
@@ -40,9 +45,11 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
         )
     check_overrides(overrides)
     config = compose([*BASE, *overrides], config_dirs)
-    out = out_file(config)
+    out = out_file("bench.out", config.bench.out)
     jobs = planned(config)
-    set_thread_environment(jobs[0][0].plan.machine.devices_of_rank[0], os.environ)
+    machine = jobs[0][0].plan.machine
+    set_thread_environment(machine.devices_of_rank[0], os.environ)
+    set_gpu_environment(machine, config.cluster.nccl_launch_mode, os.environ)
     from ftjob.bench.ceilings import measure_ceilings
     from ftjob.bench.measure import measure, torch_devices
     from ftjob.device import DTYPES
@@ -88,18 +95,18 @@ def planned(config: JobConfig) -> list[tuple[Job, Cell]]:
     return jobs
 
 
-def out_file(config: JobConfig) -> Path | None:
-    """Where the figures go.
+def out_file(key: str, wanted: str | None) -> Path | None:
+    """The file that a key asks the figures to be written to.
 
     Raises:
         ConfigError: where no file can be written there, said before the runs and not after.
     """
-    if config.bench.out is None:
+    if wanted is None:
         return None
-    out = Path(config.bench.out).expanduser()
+    out = Path(wanted).expanduser()
     if out.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
         why = "is a folder" if out.is_dir() else f"{out.parent} is no folder to write in"
-        raise ConfigError(f"bench.out={config.bench.out}: {why}. Name a file in one that exists.")
+        raise ConfigError(f"{key}={wanted}: {why}. Name a file in one that exists.")
     return out
 
 

@@ -16,7 +16,7 @@ from ftjob.errors import Cause, CheckpointError, RunFolderError, WrongWorld, cau
 from ftjob.job import identity_hash, prepare
 from ftjob.launch.ranks import CONNECT_S, hello, open_link
 from ftjob.launch.signals import Signals
-from ftjob.launch.world import World, set_thread_environment
+from ftjob.launch.world import World, set_gpu_environment, set_thread_environment
 from ftjob.link import Closed, Leave, Link, Start, Stop
 from ftjob.results.folder import RunFolder
 from ftjob.results.journal import JournalWriter
@@ -58,7 +58,9 @@ def follow(world: World) -> int:
 def _work(world: World, start: Start, link: Link, signals: Signals) -> Cause | None:
     """Build this rank's part of the job and run it. Returns the cause if rank 0 was lost."""
     phases = Phases(world.rank, start.attempt, start.origin)
+    config = build(start.config)
     set_thread_environment(start.sharing[world.rank], os.environ)
+    set_gpu_environment(start.machine, config.cluster.nccl_launch_mode, os.environ)
     with link.keepalive(), phases.phase("prepare"):
         folder = RunFolder(Path(start.folder))
         if not folder.file("identity.json").is_file():
@@ -66,7 +68,7 @@ def _work(world: World, start: Start, link: Link, signals: Signals) -> Cause | N
                 f"{start.folder}: is not the folder that rank 0 made. run.dir must lie on a file "
                 "system that all nodes share."
             )
-        job = prepare(build(start.config), start.machine)
+        job = prepare(config, start.machine)
         if identity_hash(job.identity()) != start.identity:
             raise CheckpointError(
                 f"{job.source.origin}: holds another model or tokenizer on this node than on "

@@ -46,7 +46,13 @@ from ftjob.launch.ranks import (
 from ftjob.launch.requeue import STANDS_STILL, drain_moment, has_come_back, stands_still
 from ftjob.launch.signals import Signals
 from ftjob.launch.slurm import machine_to_submit, submit, submits
-from ftjob.launch.world import World, detect_world, make_machine, set_thread_environment
+from ftjob.launch.world import (
+    World,
+    detect_world,
+    make_machine,
+    set_gpu_environment,
+    set_thread_environment,
+)
 from ftjob.link import Link, Start
 from ftjob.plan import make_plan
 from ftjob.results.folder import (
@@ -135,6 +141,7 @@ def run(
     machine = make_machine(config.cluster, world, os.environ, gpus_of_rank=[h.gpus for h in hellos])
     sharers = sharing(hellos, machine.devices_of_rank)
     set_thread_environment(sharers[0], os.environ)
+    set_gpu_environment(machine, config.cluster.nccl_launch_mode, os.environ)
     with phases.phase("prepare"), link.keepalive():
         job = prepare(config, machine)
         if job.source.index is not None and config.model.verify:

@@ -70,6 +70,11 @@ class ClusterConfig:
     mail_user: str | None = key(None, "slurm: whom to mail", rule=ONE_LINE)
     mail_type: str | None = key(None, "slurm: when to mail, such as END,FAIL", rule=ONE_LINE)
     comment: str | None = key(None, "slurm: a comment on the job", rule=ONE_LINE)
+    nccl_launch_mode: Literal["PARALLEL", "GROUP"] = key(
+        "PARALLEL",
+        "NCCL_LAUNCH_MODE, where your environment does not set it; GROUP is refused where device "
+        "threads of one rank capture graphs with NCCL in them",
+    )
     mpi: str = key(
         "pmi2",
         "slurm: srun's --mpi; pmi2 for mpich and Intel MPI, pmix for Open MPI",

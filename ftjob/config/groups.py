@@ -18,6 +18,7 @@ from ftjob.config.cluster import ClusterConfig as ClusterConfig
 from ftjob.config.convert import ConvertConfig
 from ftjob.config.decode import MOST_NEW_TOKENS as MOST_NEW_TOKENS
 from ftjob.config.decode import DecodeConfig as DecodeConfig
+from ftjob.config.doctor import DoctorConfig
 from ftjob.config.keys import FINITE, Rule, about, at_least, between, key, keys_of, positive
 from ftjob.errors import ConfigError
 
@@ -256,6 +257,7 @@ class JobConfig:
     plan: PlanConfig = field(default_factory=PlanConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
+    doctor: DoctorConfig = field(default_factory=DoctorConfig)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, tuples as lists, for config.yaml and JSON."""

@@ -157,31 +157,48 @@ def connect(rank: int, size: int, launcher: str, limit_s: float) -> MpiLink:
     Raises:
         ConfigError: for a world of another size or order, or an MPI without threads.
     """
-    import mpi4py
-
-    mpi4py.rc.initialize = mpi4py.rc.finalize = False
     try:
-        from mpi4py import MPI
+        mpi = _library()
     except (ImportError, RuntimeError) as error:
         raise ConfigError(
             f"{size} ranks were started (launcher: {launcher}), but no MPI library was found: "
             f"{str(error).splitlines()[0]}. Install one: pip install 'ftjob[mpi]', or load your "
             "site's module."
         ) from None
-    provided = _initialise(MPI, limit_s)
-    world = MPI.COMM_WORLD
+    provided = _initialise(mpi, limit_s)
+    world = mpi.COMM_WORLD
     if (world.rank, world.size) != (rank, size):
         raise WrongWorld(
             f"rank {rank} of {size} (launcher: {launcher}) finds itself rank {world.rank} of "
             f"{world.size} in MPI: the launcher and the MPI library do not know each other. Under "
             "srun choose its --mpi: pmi2 for mpich and Intel MPI, pmix for Open MPI."
         )
-    if provided != MPI.THREAD_MULTIPLE:
+    if provided != mpi.THREAD_MULTIPLE:
         raise ConfigError(
             "this MPI library does not allow calls from several threads (MPI_THREAD_MULTIPLE); "
             "use another one: pip install 'ftjob[mpi]'."
         )
-    return MpiLink(MPI, rank, size)
+    return MpiLink(mpi, rank, size)
+
+
+def library_version() -> str | None:
+    """What the MPI library calls itself, in one line, without starting it; None where there is
+    none."""
+    try:
+        line = str(_library().Get_library_version()).strip("\x00").split("\n")[0]
+        return " ".join(line.split())
+    except (ImportError, RuntimeError):
+        return None
+
+
+def _library() -> Any:
+    """mpi4py's module, which binds to the library and starts nothing."""
+    import mpi4py
+
+    mpi4py.rc.initialize = mpi4py.rc.finalize = False
+    from mpi4py import MPI
+
+    return MPI
 
 
 def _initialise(mpi: Any, limit_s: float) -> int:

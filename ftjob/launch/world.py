@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ftjob.config.groups import ClusterConfig
 from ftjob.errors import ConfigError, WrongWorld
-from ftjob.launch.nvml import free_bytes
+from ftjob.launch.nvml import free_bytes, visible_names
 from ftjob.plan import Machine
 
 # How long a thread waits for the interpreter until it asks for it. A device's thread lets go of it
@@ -73,9 +73,9 @@ def _whole(world: World, env: Mapping[str, str]) -> World:
 
 def visible_gpus(env: Mapping[str, str]) -> int:
     """GPUs this process may use, without importing torch."""
-    listed = env.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        return len([d for d in listed.split(",") if d.strip() and d.strip() != "-1"])
+    named = visible_names(env)
+    if named is not None:
+        return len(named)
     return len([d for d in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", d.name)])
 
 
@@ -168,3 +168,20 @@ def set_thread_environment(devices: int, env: MutableMapping[str, str]) -> None:
     env.setdefault("OMP_NUM_THREADS", str(max(1, cores // devices)))
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.setswitchinterval(SWITCH_S)
+
+
+def set_gpu_environment(machine: Machine, launch_mode: str, env: MutableMapping[str, str]) -> None:
+    """What NCCL and CUDA shall know on GPUs; nothing on CPUs. To be called before torch is
+    imported; the user's own settings stand.
+
+    Torch's watchdog would end the process over a collective that takes long: ftjob's own deadlines
+    end the job with a cause. Streams of several threads need more than 8 hardware queues, and CUDA
+    shall count GPUs as NVML and nvidia-smi do.
+    """
+    if machine.device != "cuda":
+        return
+    env.setdefault("NCCL_LAUNCH_MODE", launch_mode)
+    env.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    env.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
+    env.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+    env.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
