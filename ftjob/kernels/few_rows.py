@@ -40,14 +40,15 @@ def few_rows(
     (rows, inputs), outputs = x.shape, weight.shape[0]
     chosen = config or config_of(rows, outputs, inputs, x.element_size(), weight.element_size())
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
-    blocks, splits = triton.cdiv(outputs, chosen.columns), chosen.splits
+    vector = 16 // x.element_size()
+    depth = chosen.depth or 32 * chosen.warps * vector
+    pieces = triton.cdiv(inputs, depth)
+    share = triton.cdiv(pieces, chosen.splits)
+    blocks, splits = triton.cdiv(outputs, chosen.columns), triton.cdiv(pieces, share)
     sums = out
     if splits > 1:
         assert blocks <= len(arrived)
         sums = torch.empty((splits, rows, outputs), device=x.device)
-    vector = 16 // x.element_size()
-    depth = chosen.depth or 32 * chosen.warps * vector
-    share = triton.cdiv(inputs, depth * splits)
     _product[(blocks, splits)](
         x,
         weight,

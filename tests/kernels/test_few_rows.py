@@ -123,6 +123,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     if not GPU:
         monkeypatch.setattr(kernels, "used", lambda device: True)
         monkeypatch.setattr(linear_cpu, "available", lambda device, dtype: False)
+        monkeypatch.setattr(few_rows_configs, "PROGRAMS", 8)  # an interpreter is slow
     return DEVICE
 
 
@@ -166,20 +167,19 @@ def test_heads_of_few_rows_and_of_more(gpu: torch.device) -> None:
 
 
 def test_every_config_can_be_launched() -> None:
-    """Powers of two; splits only where their arrivals have room, and none of them idle."""
+    """Powers of two; splits only where their arrivals have room."""
     sizes = (1, 2, 40, 768, 1000, 1024, 3072, 4096, 16384, 50257)
     guesses = product(range(1, MOST_ROWS + 1), sizes, sizes, (2, 4), (1, 2, 4))
     found = [
-        (outputs, inputs, config_of(rows, outputs, inputs, x, weight))
+        (outputs, config_of(rows, outputs, inputs, x, weight))
         for rows, outputs, inputs, x, weight in guesses
     ]
-    found += [(outputs, inputs, config) for (_, outputs, inputs, _), config in TUNED.items()]
-    for outputs, inputs, config in found:
+    found += [(outputs, config) for (_, outputs, _, _), config in TUNED.items()]
+    for outputs, config in found:
         assert all(n > 0 and n & (n - 1) == 0 for n in (config.columns, config.warps))
         assert config.depth == 0 or (config.depth >= 16 and config.columns >= 16)
         if config.splits > 1:
             assert -(-outputs // config.columns) <= PROGRAMS
-            assert (config.splits - 1) * (config.depth or 1) < inputs
 
 
 def test_what_was_measured_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
