@@ -35,8 +35,9 @@ from ftjob.job import Job
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.layers import residual_dtype
 from ftjob.model.stage import Part, Stage, make_stage
-from ftjob.news import Answered, Failed, Message, Ready, Warned, check_numbers
+from ftjob.news import Answered, Failed, Message, Noted, Ready, Warned, check_numbers
 from ftjob.plan import DeviceSpec, stage_tensors
+from ftjob.preflight import look_over
 from ftjob.tasks.base import Answer, Scored
 from ftjob.telemetry import Phases
 
@@ -197,9 +198,12 @@ class DeviceThread(threading.Thread):
         if self.wires.links is None:
             return
         arch, dtype = self.job.source.arch, DTYPES[self.job.config.model.dtype]
+        row_bytes = arch.hidden * residual_dtype(arch, dtype).itemsize
         with self.phases.phase("link", self.spec.local):
-            row_bytes = arch.hidden * residual_dtype(arch, dtype).itemsize
             self.wires.links.connect(self.device, self.pulse, row_bytes)
+        with self.phases.phase("preflight", self.spec.local):
+            if said := look_over(self.wires.group, self.job.plan, self.spec, self.pulse):
+                self.outbox.put(Noted(self.spec.local, said))
 
     def _build(self) -> Stage:
         """The stage with every parameter filled exactly once."""
@@ -321,9 +325,8 @@ class DeviceThread(threading.Thread):
             ) from None
 
     def _label(self) -> str:
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"cpu ({torch.get_num_threads()} threads)"
+        cpu = f"cpu ({torch.get_num_threads()} threads)"
+        return cpu if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
 
     def request(self) -> str | None:
         """The rows of the latest chunks, for a message; any thread may ask."""

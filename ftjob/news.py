@@ -52,7 +52,15 @@ class Warned:
     text: str
 
 
-Message = Ready | Answered | Warned | Failed
+@dataclass(frozen=True)
+class Noted:
+    """Something for the log."""
+
+    device: int
+    text: str
+
+
+Message = Ready | Answered | Noted | Warned | Failed
 
 
 def check_numbers(chunk: Chunk, answers: list[Answer] | None, dtype: str) -> None:

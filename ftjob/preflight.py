@@ -18,7 +18,7 @@ from ftjob.bench.links import Reduced, Sent, Where, time_all_reduce, time_copy
 from ftjob.comm import Comm, Pulse
 from ftjob.launch.advice import advise
 from ftjob.launch.topology import look
-from ftjob.plan import Plan
+from ftjob.plan import DeviceSpec, Plan
 
 # A decode step's sum, and one of a large prefill.
 SIZES = (1 << 14, 1 << 24)
@@ -78,6 +78,27 @@ def preflight(
     return Preflight(
         reduced, time_copy(device, peers[(comm.rank + 1) % comm.size], pulse, SIZES[-1:])
     )
+
+
+def look_over(comm: Comm, plan: Plan, spec: DeviceSpec, pulse: Pulse) -> str | None:
+    """`preflight` of a GPU's tensor group, from its own thread: a line for the log, of the first
+    of the group.
+
+    Raises:
+        BrokenLink, Halted: as `preflight`.
+    """
+    first = spec.index - spec.tensor
+    members = plan.devices[first : first + plan.tensor]
+    near = len({m.rank for m in members}) == 1
+    found = preflight(
+        comm,
+        torch.device("cuda", spec.local),
+        pulse,
+        peers=[torch.device("cuda", m.local) for m in members] if near else (),
+        names=[f"device {m.local} of rank {m.rank}" for m in members],
+        where="process" if near else "nodes",
+    )
+    return line(found) if spec.tensor == 0 and comm.size > 1 else None
 
 
 def line(found: Preflight) -> str:

@@ -8,6 +8,7 @@ so that a signal, a silent device or a lost rank is noticed. Rank 0 besides hand
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -25,7 +26,8 @@ from ftjob.handout import Handout
 from ftjob.job import Job
 from ftjob.launch.signals import Signals
 from ftjob.link import Asked, Beat, Closed, Done, Link, Stop, Trouble, Work
-from ftjob.news import Failed, Message, Ready, Warned
+from ftjob.news import Failed, Message, Noted, Ready, Warned
+from ftjob.preflight import machine_warnings
 from ftjob.results.folder import RunFolder
 from ftjob.results.journal import JournalWriter
 from ftjob.results.seen import Before
@@ -102,6 +104,8 @@ class Rank:
         journal is closed; rank 0 leaves its status to the caller, who has a report to write."""
         try:
             self.status.write(None, None)
+            for text in machine_warnings(self.job.plan, self.link.rank, os.environ):
+                self.log.write("warning", text, phase="preflight")
             for device in self.devices:
                 device.thread.start()
             if self.wiring.courier is not None:
@@ -203,8 +207,9 @@ class Rank:
             text = f"{message.name}: {message.weight_bytes} bytes of weights"
             self.log.write("info", text, device=message.device, phase="load")
             return
-        if isinstance(message, Warned):
-            self.log.write("warning", message.text, device=message.device, phase="serve")
+        if isinstance(message, Warned | Noted):
+            level = "warning" if isinstance(message, Warned) else "info"
+            self.log.write(level, message.text, device=message.device, phase=self._phase())
             return
         chunk = message.chunk
         device.done(chunk, message.tokens, message.seconds)

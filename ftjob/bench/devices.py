@@ -18,7 +18,7 @@ from ftjob.comm.groups import GpuTerms, Wiring
 from ftjob.device import DeviceThread
 from ftjob.errors import ConfigError, DeadlinePassed, Stopped
 from ftjob.job import Job
-from ftjob.news import Answered, Failed, Message, Ready, Warned
+from ftjob.news import Answered, Failed, Message, Noted, Ready, Warned
 from ftjob.telemetry import Phases
 
 POLL_S = 0.5
@@ -132,6 +132,8 @@ class LocalDevices:
             if isinstance(message, Failed):
                 cause = message.cause
                 raise Stopped(cause.traceback or str(cause), cause.code)
+            if isinstance(message, Noted):
+                continue
             if isinstance(message, Warned):  # halves are not what was to be timed
                 raise Stopped(message.text, ConfigError.code)
             return message

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ftjob.comm import Halted, Pulse
-from ftjob.comm.groups import Wires, Wiring
+from ftjob.comm.groups import GpuTerms, Wires, Wiring
 from ftjob.config import JobConfig
 from ftjob.errors import DeadlinePassed, JobError, Stopped
 from ftjob.model.arch import Arch
@@ -24,6 +24,8 @@ from ftjob.plan import DeviceSpec, Machine, Plan, make_plan
 
 POLL_S = 0.1
 GIVE_UP_S = 2.0
+# Rows that are summed are as long as those of a hidden size of 8192 in half precision, at most.
+ROW_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def on_every_device(plan: Plan, work: Callable[[Seat], Any], deadline_s: float) 
     halt, outbox = threading.Event(), queue.Queue[tuple[int, Any]]()
     specs = plan.of_rank(0)
     pulses = {spec.local: Pulse(halt) for spec in specs}
-    wires = Wiring(plan, 0, pulses, None, Pulse(halt)).wires
     cuda = plan.machine.device == "cuda"
+    terms = GpuTerms(None, deadline_s) if cuda else None
+    wires = Wiring(plan, 0, pulses, None, Pulse(halt), terms).wires
     threads = []
     for spec in specs:
         device = torch.device("cuda", spec.local) if cuda else torch.device("cpu")
@@ -98,6 +101,8 @@ def _sit(seat: Seat, work: Callable[[Seat], Any], outbox: queue.Queue[tuple[int,
     try:
         cuda = torch.cuda.device(seat.device) if seat.device.type == "cuda" else nullcontext()
         with cuda, torch.inference_mode():
+            if seat.wires.links is not None:
+                seat.wires.links.connect(seat.device, seat.pulse, ROW_BYTES)
             outbox.put((seat.spec.local, work(seat)))
     except Halted:
         pass  # the main thread knows why

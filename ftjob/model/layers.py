@@ -17,6 +17,7 @@ from torch import nn
 from ftjob import kernels
 from ftjob.comm import Comm
 from ftjob.kernels import linear_cpu
+from ftjob.kernels.few_rows_configs import MOST_ROWS, arrivals
 from ftjob.model.arch import Activation, Arch
 
 WeightFormat = Literal["float", "int8"]
@@ -55,7 +56,7 @@ class Linear(nn.Module):
 
     int8 keeps one f32 scale per output column: W = scale * int8. Row-parallel layers take the
     scale over the full input axis, so that any tensor split rounds alike. On a CPU a float weight
-    is kept packed, in `blocks`.
+    is kept packed, in `blocks`; a GPU has a kernel for few rows.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Linear(nn.Module):
         self.weights, self.activation = weights, activation
         self.packed = weights == "float" and linear_cpu.available(device, dtype)
         self._blocks: tuple[torch.Tensor, ...] = ()
+        self._arrived = arrivals(device) if kernels.used(device) else None
         stored = torch.int8 if weights == "int8" else dtype
         # a packed weight takes its memory when it is packed
         place = torch.device("meta") if self.packed else device
@@ -112,28 +114,45 @@ class Linear(nn.Module):
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x W^T (+ bias) in the dtype of x, without the activation: [N, in] -> [N, out]."""
-        if self.packed:
-            return linear_cpu.linear(x, self._blocks, bias)
-        if self.weights == "float":
-            return F.linear(x, self.weight.to(x.dtype), bias)
-        # scaled before the product: a sum of unscaled int8 steps overflows in half precision
-        weight = self.weight.to(torch.float32) * self.scale.unsqueeze(1)
-        return F.linear(x, weight.to(x.dtype), bias)
+        return self._made(x, bias, None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, in] -> [N, out]."""
-        if self.packed:
-            return linear_cpu.linear(x, self._blocks, self.bias, activation=self.activation)
-        if self.bias is not None and self._fuses(x):
-            gelu = self.activation == "gelu_tanh"
-            return torch._addmm_activation(self.bias, x, self.weight.t(), use_gelu=gelu)
-        return activate(self.product(x, self.bias), self.activation)
+        return self._made(x, self.bias, self.activation)
 
-    def _fuses(self, x: torch.Tensor) -> bool:
+    def _made(
+        self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation | None
+    ) -> torch.Tensor:
+        """activation(x W^T + bias), the fastest way there is on the device."""
+        if self.packed:
+            return linear_cpu.linear(x, self._blocks, bias, activation=activation)
+        if self._arrived is not None and 0 < len(x) <= MOST_ROWS:
+            # imported here because a machine without a GPU may be without triton
+            from ftjob.kernels.few_rows import few_rows
+
+            scale = self.scale if self.weights == "int8" else None
+            return few_rows(
+                x, self.weight, self._arrived, scale=scale, bias=bias, activation=activation
+            )
+        if bias is not None and self._fuses(x, activation):
+            gelu = activation == "gelu_tanh"
+            return torch._addmm_activation(bias, x, self.weight.t(), use_gelu=gelu)
+        return activate(F.linear(x, self._weight_in(x.dtype), bias), activation)
+
+    def _weight_in(self, dtype: torch.dtype) -> torch.Tensor:
+        """W [out, in] in the dtype of a product."""
+        if self.weights == "float":
+            return self.weight.to(dtype)
+        # scaled before the product: a sum of unscaled int8 steps overflows in half precision; in
+        # f32, and rounded on the way out, so a GPU makes no copy of W in f32
+        scaled = torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
+        return torch.mul(self.weight, self.scale.unsqueeze(1), out=scaled)
+
+    def _fuses(self, x: torch.Tensor, activation: Activation | None) -> bool:
         """Whether cuBLAS applies the activation to the sums of the product, before they are
         rounded. Its GELU is the tanh approximation, in f32 off by more than rounding."""
         return (
-            self.activation in ("gelu_tanh", "relu")
+            activation in ("gelu_tanh", "relu")
             and x.device.type == "cuda"
             and x.dtype in (torch.float16, torch.bfloat16)
             and self.weight.dtype == x.dtype

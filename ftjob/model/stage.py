@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ftjob import kernels
 from ftjob.comm import Comm, Form
 from ftjob.kernels import linear_cpu
+from ftjob.kernels.few_rows_configs import MOST_ROWS, arrivals
 from ftjob.model.arch import Arch
 from ftjob.model.attention import Keep, Sight
 from ftjob.model.layers import (
@@ -68,6 +70,7 @@ class Stage(nn.Module):
                 self.head = parameter(rows, arch.hidden, dtype=kind[0], device=kind[1])
         self._packed_head: list[torch.Tensor] = []
         self._stream_dtype = residual_dtype(arch, kind[0])
+        self._arrived = arrivals(kind[1]) if part.last and kernels.used(kind[1]) else None
 
     @property
     def head_weight(self) -> torch.Tensor:
@@ -126,6 +129,11 @@ class Stage(nn.Module):
             x = x * self.arch.hidden**-0.5
         if self._packed_head:
             return linear_cpu.linear(x, self._packed_head, None)
+        if self._arrived is not None and 0 < len(x) <= MOST_ROWS:
+            # imported here because a machine without a GPU may be without triton
+            from ftjob.kernels.few_rows import few_rows
+
+            return few_rows(x, self.head_weight, self._arrived)
         return _even_product(x, self.head_weight)
 
     @property

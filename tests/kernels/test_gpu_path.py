@@ -20,7 +20,7 @@ from ftjob import kernels
 from ftjob.batching import Chunk
 from ftjob.comm import Comm, Solo
 from ftjob.decode.scoring import score_chunk
-from ftjob.kernels import linear_cpu
+from ftjob.kernels import few_rows_configs, linear_cpu
 from ftjob.model.arch import Arch, Relative
 from ftjob.model.arrays import ALIGNED, joined, parts
 from ftjob.model.packing import Packing, padded
@@ -56,6 +56,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(GridExecutor, "__call__", alone)
     monkeypatch.setattr(kernels, "used", lambda device: True)
     monkeypatch.setattr(linear_cpu, "available", lambda device, dtype: False)
+    monkeypatch.setattr(few_rows_configs, "PROGRAMS", 8)  # an interpreter is slow
     return CPU
 
 

@@ -1,0 +1,173 @@
+"""`python -m eval.bench.few_rows`: how the products of few rows are best shared out on this GPU.
+
+For the layers of GPT-345M, T5-base and a GPT of 6.7B, bf16 and int8 weights: a few configs of
+`ftjob/kernels/few_rows` beside PyTorch's product of bf16, in a captured graph over so many weights
+that no cache holds them. A line each; last, the entries of `few_rows_configs.TUNED`, which are the
+ones that beat the guess.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import product
+from multiprocessing import get_context
+
+import torch
+import torch.nn.functional as F
+
+from ftjob.kernels.few_rows_configs import (
+    BANDS,
+    PROGRAMS,
+    Config,
+    arrivals,
+    by_matrices,
+    config_of,
+    plain,
+)
+
+# outputs, inputs: GPT-345M's, T5-base's, those of 6.7B
+SHAPES = [
+    *((3072, 1024), (4096, 1024), (1024, 4096), (1024, 1024)),
+    *((2304, 768), (768, 768), (3072, 768), (768, 3072)),
+    *((12288, 4096), (4096, 4096), (16384, 4096), (4096, 16384)),
+]
+# Weights of so many bytes in all are more than a cache holds; how many at least and at most.
+BYTES, FEWEST, MOST = 240e6, 2, 128
+REPLAYS, ROUNDS = 4, 5
+# A config goes into the table where it takes so much less time than the guess.
+WORTH = 0.97
+
+
+@dataclass(frozen=True)
+class Case:
+    """A product: W [outputs, inputs] of elements of so many bytes, x of so many rows of bf16."""
+
+    outputs: int
+    inputs: int
+    rows: int
+    weight_bytes: int
+
+    @property
+    def count(self) -> int:
+        """How many weights are read in turn."""
+        return min(MOST, max(FEWEST, int(BYTES / (self.outputs * self.inputs * self.weight_bytes))))
+
+    @property
+    def guess(self) -> Config:
+        """What is taken without the table."""
+        return config_of(self.rows, self.outputs, self.inputs, 2, self.weight_bytes)
+
+    def configs(self) -> list[Config]:
+        """Those worth a try: the guess, and around it."""
+        sums, matrices = (f(self.outputs, self.inputs, 2) for f in (plain, by_matrices))
+        found, half = [self.guess], max(1, matrices.splits // 2)
+        if self.rows <= 8:
+            columns = (sums.columns // 2, sums.columns, 2 * sums.columns)
+            warps = (sums.warps, sums.warps // 2) if self.rows == 1 else (sums.warps,)
+            found += [Config(c, w) for c, w in product(columns, warps) if c and w]
+        if self.rows > 1:
+            found += [matrices, matrices._replace(splits=half)]
+            found += [Config(16, w, half, 256, 3) for w in (2, 4)]
+        if self.rows > 8:
+            found.append(matrices._replace(splits=2 * matrices.splits))
+            if self.weight_bytes == 2:
+                found.append(Config(64, 4, 2 * matrices.splits, 128, 3))
+        blocks = {c: -(-self.outputs // c.columns) for c in found}
+        return [c for c in blocks if c.splits == 1 or blocks[c] <= PROGRAMS]
+
+
+def main() -> int:
+    """Compile in processes, then time case by case."""
+    cases = [Case(*shape, m, b) for shape, m, b in product(SHAPES, BANDS, (2, 1))]
+    # the outputs are no part of what is compiled
+    tasks = {(replace(case, outputs=0), c): (case, c) for case in cases for c in case.configs()}
+    workers = max(1, min(14, os.cpu_count() or 1))
+    shares = [list(tasks.values())[i::workers] for i in range(workers)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        list(pool.map(compile_all, shares))
+    entries = [(case, compare(case)) for case in cases]
+    print("\nTUNED:")
+    for case, best in entries:
+        if best is not None:
+            key = (case.weight_bytes, case.outputs, case.inputs, case.rows)
+            print(f"        {key}: Config{tuple(best)},")
+    return 0
+
+
+@torch.inference_mode()
+def compile_all(tasks: list[tuple[Case, Config]]) -> None:
+    """Run each once: its kernel is on disk from then on."""
+    for case, config in tasks:
+        products(case, config, 1)()
+    torch.cuda.synchronize()
+
+
+@torch.inference_mode()
+def compare(case: Case) -> Config | None:
+    """Print what the best config takes, and give it where the guess is not as good."""
+    peer = 1e6 * seconds(products(case, None, case.count), case.count)
+    found = {c: 1e6 * seconds(products(case, c, case.count), case.count) for c in case.configs()}
+    best, guessed = min(found, key=lambda config: found[config]), found[case.guess]
+    rate = case.outputs * case.inputs * case.weight_bytes / found[best] / 1e6
+    print(
+        f"{case.outputs}x{case.inputs} {8 * case.weight_bytes} bits, {case.rows} rows: "
+        f"{found[best]:.2f} us, {rate:.2f} TB/s, {tuple(best)}; the guess {guessed:.2f} us; "
+        f"PyTorch's of bf16 {peer:.2f} us",
+        flush=True,
+    )
+    return best if found[best] < WORTH * guessed else None
+
+
+def products(case: Case, config: Config | None, count: int) -> Callable[[], None]:
+    """The product with so many weights, one after the other; without a config PyTorch's of bf16."""
+    # imported here because a machine without a GPU may be without triton
+    from ftjob.kernels.few_rows import few_rows
+
+    cuda, half = torch.device("cuda"), torch.bfloat16
+    x = torch.randn(case.rows, case.inputs, dtype=half, device=cuda)
+    bias, scale = x.new_zeros(case.outputs), None
+    if case.weight_bytes == 1 and config is not None:
+        scale = torch.ones(case.outputs, device=cuda)
+    kept, shape = half if scale is None else torch.int8, (case.outputs, case.inputs)
+    weights = [torch.ones(shape, dtype=kept, device=cuda) for _ in range(count)]
+    arrived = arrivals(cuda)
+
+    def run() -> None:
+        for weight in weights:
+            if config is None:
+                F.linear(x, weight, bias)
+            else:
+                few_rows(x, weight, arrived, scale=scale, bias=bias, config=config)
+
+    return run
+
+
+def seconds(run: Callable[[], None], count: int) -> float:
+    """A product's time in a captured graph of so many: the fastest round."""
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    graph.replay()
+    times: list[float] = []
+    for _ in range(ROUNDS):
+        start, end = (
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(2)
+        )
+        start.record()
+        for _ in range(REPLAYS):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3 / REPLAYS / count)
+    return min(times)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

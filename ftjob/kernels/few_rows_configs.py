@@ -1,0 +1,72 @@
+"""How a product of few rows with a weight is shared out among a GPU's programs: what was measured,
+and a guess for what was not.
+
+A pure function of the sizes, so that a product is the same launch every time. `few_rows` asks it;
+`python -m eval.bench.few_rows` measures the table anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+
+# So many rows, a decode step's lanes, are few: beyond, cuBLAS has tiles of its own.
+MOST_ROWS = 16
+# Rows are rounded up to one of these in the table.
+BANDS = (1, 4, 8, MOST_ROWS)
+# Programs that keep a GPU's processors reading, two on each of an H100's or H200's 132.
+PROGRAMS = 264
+
+
+class Config(NamedTuple):
+    """How the work is cut: programs of so many `columns` of the result, their inputs in `splits`
+    programs each, of so many `warps`. `depth` is how many inputs the tensor cores look at together,
+    `stages` how many such pieces are under way; 0 is plain sums, where each thread has 16 bytes of
+    every row of x and what W has there."""
+
+    columns: int
+    warps: int
+    splits: int = 1
+    depth: int = 0
+    stages: int = 1
+
+
+# (bytes of a weight, outputs, inputs, rows rounded up to one of `BANDS`), for x in half precision:
+# what `eval.bench.few_rows` printed.
+TUNED: Mapping[tuple[int, int, int, int], Config] = MappingProxyType({})
+
+
+def arrivals(device: torch.device) -> torch.Tensor:
+    """How many parts of each block of columns have come, int32, zero between launches: for products
+    made one after the other. Enough for every product, because large ones are not split."""
+    return torch.zeros(PROGRAMS, dtype=torch.int32, device=device)
+
+
+def config_of(rows: int, outputs: int, inputs: int, x_bytes: int, weight_bytes: int) -> Config:
+    """For x [rows, inputs] and W [outputs, inputs] with elements of so many bytes."""
+    if x_bytes < 4:
+        band = next(most for most in BANDS if rows <= most)
+        found = TUNED.get((weight_bytes, outputs, inputs, band))
+        return found or (plain if rows <= 4 else by_matrices)(outputs, inputs, x_bytes)
+    # tensor cores would round f32
+    return plain(outputs, inputs, x_bytes)
+
+
+def plain(outputs: int, inputs: int, x_bytes: int) -> Config:
+    """Plain sums: a program reads all inputs of few columns, most of its bytes at once, so nothing
+    is left to be added over programs. More columns use x again, until too few programs are left."""
+    columns = next((n for n in (4, 2) if outputs >= n * PROGRAMS), 1)
+    pieces = -(-inputs * x_bytes // (32 * 16))  # a warp's 16 bytes a thread
+    return Config(columns, warps=min(8, 1 << (pieces - 1).bit_length()))
+
+
+def by_matrices(outputs: int, inputs: int, x_bytes: int) -> Config:
+    """Tensor cores, 16 rows of them: a program has many columns, else it reads more of x than of W,
+    and splits make up the number of programs."""
+    columns, depth, splits = 32, 256 // x_bytes, 1
+    while splits * -(-outputs // columns) < PROGRAMS * 3 // 4 and 2 * splits * depth <= inputs:
+        splits *= 2
+    return Config(columns, warps=4, splits=splits, depth=depth, stages=4)
