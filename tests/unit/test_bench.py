@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from ftjob.bench import ceilings as measured
-from ftjob.bench.cells import BASE, Cell, Rows, cell_job, roof_sizes, sizes_of
+from ftjob.bench.cells import BASE, Cell, Rows, cell_job, sizes_of
 from ftjob.bench.devices import LocalDevices
 from ftjob.bench.measure import apart, check_length_of, planned_bytes, summary
+from ftjob.bench.roofline import Sizes
 from ftjob.commands.bench import main, render
 from ftjob.config.compose import compose
 from ftjob.errors import CONFIG_REFUSED, ConfigError, DeadlinePassed
@@ -209,7 +210,8 @@ def test_planned_memory_grows_with_rows_as_the_plan_counts_them() -> None:
 
 def test_int8_layers_and_a_head_of_the_dtype() -> None:
     job, _ = cell_of("model.weights=int8", "model.dtype=bf16", "bench.input_len=20")
-    assert (roof_sizes(job).stored, roof_sizes(job).bytes_of) == (1, 2)
+    made = Sizes.of(job.config.model, job.source.arch)
+    assert (made.stored, made.bytes_of) == (1, 2)
 
 
 SMI = "NVIDIA H100 80GB HBM3, 580.1, 1980, 2619, 612.40, 51"
