@@ -100,7 +100,8 @@ def sized(config: JobConfig) -> JobConfig:
     rows, batch = config.plan.batch, config.batch
     if isinstance(rows, str) or batch.lanes != "auto":
         return config
-    lanes = max(rows, config.parallel.pipeline) * config.decode.lanes
+    stages = config.parallel.pipeline
+    lanes = math.ceil(rows / stages) * stages * config.decode.lanes  # micro-batches of equal size
     return replace(config, batch=replace(batch, lanes=lanes))
 
 
