@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 from ftjob.config.groups import JobConfig
 from ftjob.config.plan import PlanConfig
 from ftjob.errors import ConfigError
+from ftjob.plan import DTYPE_BYTES
 
 Where = Literal["process", "node", "nodes"]
 # What a file may say besides; no tool measures them yet.
@@ -214,17 +215,19 @@ def _read(plan: PlanConfig, f32: bool, base: Rates) -> Rates:
         raise ConfigError(f"{told}: is no JSON: {error}.") from None
     if not isinstance(made, dict):
         raise ConfigError(f"{told}: must be an object with copy_bytes_s and product_flop_s.")
-    ceilings, dtype, at = made, made.get("dtype", "bf16"), told
-    if isinstance(made.get("ceilings"), dict):  # of bench.out
-        model = made.get("model")
-        dtype = model.get("dtype") if isinstance(model, dict) else None
-        ceilings, at = made["ceilings"], f"{told}: ceilings"
+    ceilings, named, at = made, made, told
+    if "copy_bytes_s" not in made and isinstance(made.get("ceilings"), dict):  # of bench.out
+        ceilings, named, at = made["ceilings"], made.get("model"), f"{told}: ceilings"
+    same = "f32" if f32 else "bf16"
+    dtype = named.get("dtype", same) if isinstance(named, dict) else same
+    if dtype not in DTYPE_BYTES:
+        raise ConfigError(f"{told}: dtype={dtype!r}: must be one of {', '.join(DTYPE_BYTES)}.")
     product = _number(ceilings, "product_flop_s", at)
     if (dtype == "f32") != f32:
         if isinstance(plan.product_tflops, str):
             raise ConfigError(
                 f"{told}: product_flop_s is of {dtype}, and model.dtype="
-                f"{'f32' if f32 else 'bf16 or f16'} is another rate. Give plan.product_tflops "
+                f"{'f32' if f32 else 'bf16 or f16'} has another rate. Give plan.product_tflops "
                 "besides."
             )
         product = math.nan  # the key replaces it

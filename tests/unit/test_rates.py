@@ -108,6 +108,17 @@ def test_a_file_of_bench(tmp_path: Path) -> None:
     assert (besides.product_flop_s, besides.copy_bytes_s) == (1e12, 2e12)
 
 
+def test_a_file_of_doctor_says_its_dtype(tmp_path: Path) -> None:
+    """Its own ceilings are by device."""
+    made = GOOD | {"ceilings": {"0": GOOD}, "all_reduce": [], "send": []}
+    path = written(tmp_path, made | {"dtype": "f16"})
+    assert known(asked("bf16", rates=path)).product_flop_s == 4e14
+    with pytest.raises(ConfigError, match="product_flop_s is of f16, and model.dtype=f32"):
+        rates_of(asked("f32", rates=path), "cuda")
+    path = written(tmp_path, made)  # as if of model.dtype
+    assert known(asked("f32", rates=path)).product_flop_s == 4e14
+
+
 @pytest.mark.parametrize(
     ("points", "wire"),
     [
@@ -133,12 +144,16 @@ SUM = {"ways": 2, "bytes": 8, "seconds": 1.0, "where": "node"}
 BAD: dict[str, tuple[Any, str]] = {
     "no JSON": ("{", "is no JSON"),
     "no object": ([1], "must be an object with copy_bytes_s"),
-    "missing": ({"copy_bytes_s": 1.0}, "product_flop_s=None: must be a number above 0"),
+    "missing": (
+        {"copy_bytes_s": 1.0, "ceilings": {}},
+        "product_flop_s=None: must be a number above 0",
+    ),
     "word": (GOOD | {"copy_bytes_s": "x"}, "copy_bytes_s='x': must be a number above 0"),
     "zero": (GOOD | {"copy_bytes_s": 0}, "copy_bytes_s=0: must be a number above 0"),
     "true": (GOOD | {"copy_bytes_s": True}, "copy_bytes_s=True: must be a number above 0"),
     "nan": (GOOD | {"copy_bytes_s": math.nan}, "copy_bytes_s=nan: must be a number above 0"),
-    "of bench": ({"ceilings": {}, "model": {"dtype": "bf16"}}, "ceilings: product_flop_s=None"),
+    "of bench": ({"ceilings": {}, "model": {"dtype": "bf16"}}, ": ceilings: product_flop_s=None"),
+    "dtype": (GOOD | {"dtype": 16}, "dtype=16: must be one of f32, bf16, f16"),
     "no list": (GOOD | {"all_reduce": {}}, "all_reduce: must be a list"),
     "no entry": (GOOD | {"send": [3]}, "send[0]: must be an object"),
     "place": (
