@@ -215,7 +215,8 @@ def _read(plan: PlanConfig, f32: bool, base: Rates) -> Rates:
         raise ConfigError(f"{told}: is no JSON: {error}.") from None
     if not isinstance(made, dict):
         raise ConfigError(f"{told}: must be an object with copy_bytes_s and product_flop_s.")
-    ceilings, named, at = made, made, told
+    ceilings, at = made, told
+    named: Any = made
     if "copy_bytes_s" not in made and isinstance(made.get("ceilings"), dict):  # of bench.out
         ceilings, named, at = made["ceilings"], made.get("model"), f"{told}: ceilings"
     same = "f32" if f32 else "bf16"

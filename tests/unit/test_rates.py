@@ -113,7 +113,7 @@ def test_a_file_of_doctor_says_its_dtype(tmp_path: Path) -> None:
     made = GOOD | {"ceilings": {"0": GOOD}, "all_reduce": [], "send": []}
     path = written(tmp_path, made | {"dtype": "f16"})
     assert known(asked("bf16", rates=path)).product_flop_s == 4e14
-    with pytest.raises(ConfigError, match="product_flop_s is of f16, and model.dtype=f32"):
+    with pytest.raises(ConfigError, match=r"product_flop_s is of f16, and model\.dtype=f32"):
         rates_of(asked("f32", rates=path), "cuda")
     path = written(tmp_path, made)  # as if of model.dtype
     assert known(asked("f32", rates=path)).product_flop_s == 4e14
