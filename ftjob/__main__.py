@@ -18,7 +18,10 @@ from ftjob.errors import DONE, INTERRUPTED, JobError, nearest
 COMMANDS = MappingProxyType(
     {
         "run": ("ftjob.commands.run", "run a job and write its report (the default command)"),
-        "plan": ("ftjob.commands.plan", "print layout, memory and largest batch; load nothing"),
+        "plan": (
+            "ftjob.commands.plan",
+            "print layout, memory, largest batch and predicted times, or rank all layouts",
+        ),
         "bench": ("ftjob.commands.bench", "time chosen sizes of batch, input and output"),
         "convert": ("ftjob.commands.convert", "rewrite a checkpoint in another format or split"),
         "doctor": (

@@ -110,6 +110,23 @@ class Plan:
             for f, d in zip(free, self.devices, strict=True)
         )
 
+    def row_tokens(self, input_len: int, output_len: int) -> int:
+        """Tokens of a row that the cache holds: each beam has new ones of its own, and goes on
+        making them until the row is seen to be finished."""
+        room = self.generation
+        return input_len + (output_len if room is None else room.beams * output_len + room.overrun)
+
+    def bytes_taken(self, rows: int, tokens_per_row: int) -> int:
+        """What the fullest device holds with so many rows of a replica at work: weights, workspace,
+        and the rows' cache and attention scores, as `rows_that_fit` counts them."""
+        scores = 0 if self.generation is None else self.generation.score_bytes // self.pipeline
+        return max(
+            d.weight_bytes
+            + self.workspace_bytes
+            + rows * tokens_per_row * (d.cache_bytes_per_token + scores)
+            for d in self.devices
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for plan.json."""
         return dataclasses.asdict(self)
@@ -130,21 +147,24 @@ def make_plan(
     _check_replicas_fit_nodes(machine, tensor * pipeline)
     dtype_bytes = DTYPE_BYTES[config.model.dtype]
     max_tokens = _batch_tokens(config, machine)
-    stages = list(
+    int8 = config.model.weights == "int8"
+    stages = []
+    for stage, (layers, encoder) in enumerate(
         zip(
             layer_spans(arch.layers, pipeline),
             layer_spans(arch.encoder_layers, pipeline),
             strict=True,
         )
-    )
+    ):
+        first, last = stage == 0, stage == pipeline - 1
+        held = place(rules, layers, encoder, first=first, last=last)
+        stages.append((layers, encoder, weight_bytes(held, tensor, dtype_bytes, int8)))
     seats = [(rank, local) for rank, n in enumerate(machine.devices_of_rank) for local in range(n)]
     devices = []
     for index in range(tensor * pipeline * data):
         rank, local = seats[index]
         stage = (index // tensor) % pipeline
-        first, last = stage == 0, stage == pipeline - 1
-        layers, encoder = stages[stage]
-        held = place(rules, layers, encoder, first=first, last=last)
+        layers, encoder, weights = stages[stage]
         devices.append(
             DeviceSpec(
                 index=index,
@@ -157,11 +177,9 @@ def make_plan(
                 last_layer=layers[1],
                 first_encoder=encoder[0],
                 last_encoder=encoder[1],
-                first=first,
-                last=last,
-                weight_bytes=weight_bytes(
-                    held, tensor, dtype_bytes, config.model.weights == "int8"
-                ),
+                first=stage == 0,
+                last=stage == pipeline - 1,
+                weight_bytes=weights,
                 # keys and values of each layer: of a token behind it, or of one of the source
                 cache_bytes_per_token=2
                 * (layers[1] - layers[0])

@@ -17,9 +17,9 @@ from eval.bench.scoring import lambada_job
 from eval.bench.workloads import PEERS, Workload
 from ftjob.batching import chunks
 from ftjob.bench.ceilings import Ceilings
-from ftjob.bench.cells import BASE, endless, roof_sizes
+from ftjob.bench.cells import BASE, endless
 from ftjob.bench.measure import check_length_of, ready_phases, torch_devices
-from ftjob.bench.roofline import scoring
+from ftjob.bench.roofline import Sizes, scoring
 from ftjob.config.compose import compose
 from ftjob.device import DTYPES
 from ftjob.job import Job, prepare
@@ -48,7 +48,8 @@ def lambada(
         model = _model(job)
         return lambda: hf.score(model, requests, workload.batch)
 
-    work = scoring(roof_sizes(job), [(r.scored_from, len(r.ids) - r.scored_from) for r in requests])
+    sizes = Sizes.of(job.config.model, job.source.arch)
+    work = scoring(sizes, [(r.scored_from, len(r.ids) - r.scored_from) for r in requests])
     limit = work.seconds(ceilings.copy_bytes_s, ceilings.product_flop_s)
     runner = Runner(ours, lambda right: Outcome(tokens, None), devices.start)
     try:

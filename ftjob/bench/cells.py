@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ftjob.batching import Chunk, chunks, widest
-from ftjob.bench.roofline import Sizes
 from ftjob.config import JobConfig
 from ftjob.config.groups import DecodeConfig
 from ftjob.errors import ConfigError
 from ftjob.job import Job, prepare
-from ftjob.plan import DTYPE_BYTES, Machine, check_length
+from ftjob.plan import Machine, check_length
 from ftjob.tasks.base import GenerateRequest, Request, Row, ScoreRequest
 from ftjob.tasks.generation import run_options
 from ftjob.tokenizer import NONE
@@ -192,7 +191,7 @@ def _check_memory(job: Job, cell: Cell) -> None:
                 "split the model."
             )
         return
-    tokens = cell.input_len + room.beams * cell.output_len + room.overrun
+    tokens = plan.row_tokens(cell.input_len, cell.output_len)
     fit = plan.rows_that_fit(tokens)
     if cell.batch > fit:
         raise ConfigError(
@@ -236,12 +235,6 @@ class Rows:
 
     def _ids(self, count: int) -> list[int]:
         return self._random.choices(range(self._job.source.arch.vocab), k=count)
-
-
-def roof_sizes(job: Job) -> Sizes:
-    """What the formulas of `roofline` are given of a job."""
-    each = DTYPE_BYTES[job.config.model.dtype]
-    return Sizes(job.source.arch, each, 1 if job.config.model.weights == "int8" else each)
 
 
 def facts(job: Job) -> dict[str, Any]:

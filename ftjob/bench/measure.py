@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 
+from ftjob import predict
 from ftjob.batching import Chunk
 from ftjob.bench.ceilings import Ceilings, PeakMemory
-from ftjob.bench.cells import Cell, Rows, roof_sizes
+from ftjob.bench.cells import Cell, Rows
 from ftjob.bench.devices import LocalDevices
-from ftjob.bench.roofline import Work, decode, prefill, scoring
+from ftjob.bench.roofline import Sizes, Work, decode, prefill, scoring
 from ftjob.job import Job
+from ftjob.rates import Rates
+from ftjob.stage_times import unknown_wire
 from ftjob.tasks.base import Answer, Generated, GenerateRequest, Request
 from ftjob.telemetry import Phases
 
@@ -75,8 +78,9 @@ def check_length_of(request: Request, answer: Answer) -> None:
                 )
 
 
-def measure(job: Job, cell: Cell, ceilings: Ceilings) -> dict[str, Any]:
-    """The figures of one size; seconds, bytes and rates a second throughout.
+def measure(job: Job, cell: Cell, ceilings: Ceilings, rates: Rates | None = None) -> dict[str, Any]:
+    """The figures of one size; seconds, bytes and rates a second throughout. With `rates` also what
+    the plan predicts from them.
 
     Raises:
         Stopped, DeadlinePassed: where a device fails or falls silent.
@@ -119,7 +123,16 @@ def measure(job: Job, cell: Cell, ceilings: Ceilings) -> dict[str, Any]:
         "phases": before,
         "late_phases": {name: seconds for name, seconds in late.items() if seconds > 0},
         **_rates(job, cell, ceilings, summary(whole)["p50"], first, step),
+        **({} if rates is None else {"predicted": predicted(job, cell, rates)}),
     }
+
+
+def predicted(job: Job, cell: Cell, rates: Rates) -> dict[str, float] | None:
+    """What `predict` makes of the size; None where the rates lack a wire that the layout needs."""
+    if unknown_wire(job.plan, rates) is not None:
+        return None
+    size = cell.batch, cell.input_len, cell.output_len
+    return predict.cell(job.config, job.source.arch, job.plan, rates, *size)
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
@@ -155,19 +168,10 @@ def apart(
 
 
 def planned_bytes(job: Job, cell: Cell) -> int:
-    """What the plan expects the fullest device to hold: weights, workspace and the rows' cache and
-    attention scores, as `Plan.rows_that_fit` counts them."""
-    plan, room = job.plan, job.plan.generation
-    tokens = scores = 0
-    if room is not None:
-        tokens = cell.input_len + room.beams * cell.output_len + room.overrun
-        scores = room.score_bytes // plan.pipeline
-    return max(
-        d.weight_bytes
-        + plan.workspace_bytes
-        + cell.batch * tokens * (d.cache_bytes_per_token + scores)
-        for d in plan.devices
-    )
+    """What the plan expects the fullest device to hold; rows that are scored keep no cache."""
+    plan = job.plan
+    tokens = plan.row_tokens(cell.input_len, cell.output_len) if plan.generation else 0
+    return plan.bytes_taken(cell.batch, tokens)
 
 
 def tokens_of(job: Job, cell: Cell) -> int:
@@ -222,7 +226,8 @@ def _rates(
 
 def works(job: Job, cell: Cell) -> dict[str, Work]:
     """The work of a replica's run by part: prefill and decode, or score."""
-    sizes, rows, room = roof_sizes(job), cell.batch, job.plan.generation
+    sizes, room = Sizes.of(job.config.model, job.source.arch), job.plan.generation
+    rows = cell.batch
     if room is None:
         return {"score": scoring(sizes, [(cell.input_len, cell.output_len)] * rows)}
     return {

@@ -4,7 +4,7 @@ are made of. Pure arithmetic over the model's shape.
 Counted are the matrices of the layers and of the head, the cache, and attention; embeddings that
 are looked up, norms, biases, activations and int8's scales are not (together under 2 % of a decode
 step of GPT-345M at batch 1). A multiplication and its addition are two operations. `measure` sets
-the work beside the measured times.
+the work beside the measured times, `predict` makes seconds of the sizes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ftjob.config.groups import ModelConfig
 from ftjob.model.arch import Arch
+from ftjob.plan import DTYPE_BYTES
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ class Sizes:
     arch: Arch
     bytes_of: int
     stored: int
+
+    @classmethod
+    def of(cls, model: ModelConfig, arch: Arch) -> Sizes:
+        """Those of a model as it is configured."""
+        each = DTYPE_BYTES[model.dtype]
+        return cls(arch, each, 1 if model.weights == "int8" else each)
 
     @property
     def layer(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ftjob.launch.world import (
     set_gpu_environment,
     set_thread_environment,
 )
+from ftjob.rates import rates_of
 from ftjob.results.folder import write_json
 
 
@@ -48,6 +50,7 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
     out = out_file("bench.out", config.bench.out)
     jobs = planned(config)
     machine = jobs[0][0].plan.machine
+    rates = rates_of(config, machine.device)
     set_thread_environment(machine.devices_of_rank[0], os.environ)
     set_gpu_environment(machine, config.cluster.nccl_launch_mode, os.environ)
     from ftjob.bench.ceilings import measure_ceilings
@@ -56,6 +59,9 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
 
     dtype, device = DTYPES[config.model.dtype], torch_devices(jobs[0][0])[0]
     ceilings = measure_ceilings(device, dtype)
+    if rates is not None:  # what the device does here and now
+        copy, product = ceilings.copy_bytes_s, ceilings.product_flop_s
+        rates = replace(rates, copy_bytes_s=copy, product_flop_s=product)
     made: dict[str, Any] = {
         "overrides": list(overrides),
         **facts(jobs[0][0]),
@@ -69,7 +75,7 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
         told = f"batch {cell.batch}, {cell.input_len} in, {cell.output_len} out"
         try:
             print(f"ftjob: {told}: {config.bench.runs} runs", file=sys.stderr, flush=True)
-            made["cells"].append(measure(job, cell, ceilings))
+            made["cells"].append(measure(job, cell, ceilings, rates))
         except KeyboardInterrupt:
             print(f"ftjob: interrupted at {told}", file=sys.stderr, flush=True)
             code = INTERRUPTED
@@ -113,7 +119,7 @@ def out_file(key: str, wanted: str | None) -> Path | None:
 def render(made: dict[str, Any]) -> str:
     """The page, as text."""
     model, ceilings, cells = made["model"], made["ceilings"], made["cells"]
-    layout = made["layout"]
+    layout, predicted = made["layout"], any(c.get("predicted") for c in cells)
     card = ceilings["card"]
     lines = [
         f"model      {model['name']} ({model['family']}): {parameters(model['parameters'])} "
@@ -132,6 +138,7 @@ def render(made: dict[str, Any]) -> str:
         *map(_late, (c for c in cells if c["late_phases"])),
         f"{made['runs']} runs each; times in ms, from token ids on the host to answers there.",
         "limit: the least time at the ceilings, whose shares are given.",
+        *(["predicted: what `plan` expects at these ceilings."] if predicted else []),
     ]
     return "\n".join(lines) + "\n"
 
@@ -140,13 +147,15 @@ def _table(cells: Sequence[dict[str, Any]], scored: bool) -> list[str]:
     """A line per size. The shares of copy and product are of the whole run where rows are scored,
     else of prefill and of decode."""
     head = ["batch", *(("context", "target") if scored else ("in", "out"))]
-    head += ["mean ms", "p50", "p99", "limit"]
+    told = any(c.get("predicted") for c in cells)
+    head += ["mean ms", "p50", "p99", "limit", *(["predicted"] if told else [])]
     head += [] if scored else ["prefill", "of product", "step"]
     table = [[*head, "of copy", "of product", "tokens/s", "memory", "planned"]]
     for c in cells:
         latency, memory = c["latency"], c["memory"]
         row = [str(c[k]) for k in ("batch", "input_len", "output_len")]
         row += [_ms(t) for t in (latency["mean"], latency["p50"], latency["p99"], c["limit_s"])]
+        row += [_ms((c.get("predicted") or {}).get("seconds"))] if told else []
         if not scored:
             row += [_ms(c["prefill_s"]), _share(c["prefill"], "of_product"), _ms(c["step_s"])]
         rates = c["score" if scored else "decode"]

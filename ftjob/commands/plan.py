@@ -1,7 +1,7 @@
 """`plan`: the page that says where everything would lie, before anything runs or loads.
 
-Prints the mesh, bytes of weights and cache per device, and the largest batch that fits; also for
-machines far larger than this one. With cluster=slurm the batch script too.
+Prints the mesh, bytes of weights and cache per device, the largest batch that fits, and predicted
+times; also for machines far larger than this one. With cluster=slurm the batch script too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from ftjob.commands.layout import columns, parameters, size
+from ftjob.commands.plan_speed import search_page, speed_lines
 from ftjob.config import JobConfig
 from ftjob.config.compose import compose
 from ftjob.config.shape import missing_sizes
@@ -19,7 +20,8 @@ from ftjob.launch.slurm import batch_script, machine_to_submit
 from ftjob.launch.world import detect_world, make_machine
 from ftjob.model.arch import Arch
 from ftjob.pipeline import equal_bubble, stage_costs, steady_bubble, wanted_share
-from ftjob.plan import Plan, check_length, layer_spans, make_plan
+from ftjob.plan import Machine, Plan, check_length, layer_spans, make_plan
+from ftjob.predict import sized
 
 
 def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
@@ -40,7 +42,12 @@ def main(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
         input_len + output_len,
         f"plan.input_len={input_len} + plan.output_len={output_len}",
     )
-    plan = make_plan(config, source.arch, source.rules, machine)
+    if config.plan.search:
+        lines = [*_about(config, source), *_memory(machine)]
+        lines += search_page(config, source, machine, (input_len, output_len))
+        print("\n".join(lines))
+        return 0
+    plan = make_plan(sized(config), source.arch, source.rules, machine)
     print(render(config, source, plan, input_len, output_len), end="")
     if submitted:
         print(f"\nbatch script (not submitted):\n\n{batch_script(config, datetime.now())}")
@@ -61,17 +68,15 @@ def render(
     config: JobConfig, source: ModelSource, plan: Plan, input_len: int, output_len: int
 ) -> str:
     """The page, as text."""
-    arch, machine = source.arch, plan.machine
-    tokens = _row_tokens(plan, input_len, output_len)
+    machine = plan.machine
+    tokens = plan.row_tokens(input_len, output_len)
     ranks = f"{machine.ranks} rank{'s' if machine.ranks > 1 else ''}"
     lines = [
-        f"model      {config.model.name} ({arch.family}): {parameters(source.parameters)} "
-        f"parameters, {config.model.dtype}, weights {config.model.weights}",
-        f"shape      {_shape(arch)}",
+        *_about(config, source),
         f"mesh       tensor {plan.tensor} x pipeline {plan.pipeline} x data {plan.data} = "
         f"{len(plan.devices)} {machine.device} device{'s' if len(plan.devices) > 1 else ''} on "
         f"{ranks}",
-        f"memory     {size(machine.memory_bytes)} a device ({machine.memory_source})",
+        *_memory(machine),
         "",
         *_stage_table(plan, tokens),
         "",
@@ -80,8 +85,21 @@ def render(
         _batch_line(plan, input_len, output_len),
         *_decode_line(plan, tokens),
         *_pipeline_line(config, source, plan),
+        *speed_lines(config, source, plan, input_len, output_len),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _about(config: JobConfig, source: ModelSource) -> list[str]:
+    return [
+        f"model      {config.model.name} ({source.arch.family}): {parameters(source.parameters)} "
+        f"parameters, {config.model.dtype}, weights {config.model.weights}",
+        f"shape      {_shape(source.arch)}",
+    ]
+
+
+def _memory(machine: Machine) -> list[str]:
+    return [f"memory     {size(machine.memory_bytes)} a device ({machine.memory_source})"]
 
 
 def _shape(arch: Arch) -> str:
@@ -120,13 +138,6 @@ def _stage_table(plan: Plan, tokens: int) -> list[str]:
     return columns(table)
 
 
-def _row_tokens(plan: Plan, input_len: int, output_len: int) -> int:
-    """Tokens of a row that the cache holds: each beam has new ones of its own, and goes on making
-    them until the row is seen to be finished."""
-    room = plan.generation
-    return input_len + (output_len if room is None else room.beams * output_len + room.overrun)
-
-
 def _decode_line(plan: Plan, tokens: int) -> list[str]:
     """How rows are continued, where they are: rows of that many tokens of cache."""
     room = plan.generation
@@ -144,7 +155,7 @@ def _batch_line(plan: Plan, input_len: int, output_len: int) -> str:
     """The largest batch, or what is missing for one row."""
     beams = 1 if plan.generation is None else plan.generation.beams
     shape = f"{input_len} + {f'{beams} x ' if beams > 1 else ''}{output_len} tokens"
-    tokens = _row_tokens(plan, input_len, output_len)
+    tokens = plan.row_tokens(input_len, output_len)
     rows = plan.rows_that_fit(tokens)
     if rows:
         whole = f"; {rows * plan.data:,} over all replicas" if plan.data > 1 else ""

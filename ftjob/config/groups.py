@@ -20,6 +20,7 @@ from ftjob.config.decode import MOST_NEW_TOKENS as MOST_NEW_TOKENS
 from ftjob.config.decode import DecodeConfig as DecodeConfig
 from ftjob.config.doctor import DoctorConfig
 from ftjob.config.keys import FINITE, Rule, about, at_least, between, key, keys_of, positive
+from ftjob.config.plan import PlanConfig as PlanConfig
 from ftjob.errors import ConfigError
 
 
@@ -229,18 +230,6 @@ class RunConfig:
         "seconds between progress lines where stderr is no terminal",
         rule=positive(1_000_000),
     )
-
-
-@dataclass(frozen=True)
-class PlanConfig:
-    """The lengths `python -m ftjob plan` sizes batches for."""
-
-    input_len: Literal["auto"] | int = key(
-        "auto",
-        "prompt tokens of a row; auto is 512, or what the positions leave",
-        rule=at_least(1),
-    )
-    output_len: int = key(32, "new tokens of a row", rule=at_least(0))
 
 
 @dataclass(frozen=True)

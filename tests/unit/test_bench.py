@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 
 from ftjob.bench import ceilings as measured
-from ftjob.bench.cells import BASE, Cell, Rows, cell_job, roof_sizes, sizes_of
+from ftjob.bench.cells import BASE, Cell, Rows, cell_job, sizes_of
 from ftjob.bench.devices import LocalDevices
-from ftjob.bench.measure import apart, check_length_of, planned_bytes, summary
+from ftjob.bench.measure import apart, check_length_of, planned_bytes, predicted, summary
+from ftjob.bench.roofline import Sizes
 from ftjob.commands.bench import main, render
 from ftjob.config.compose import compose
 from ftjob.errors import CONFIG_REFUSED, ConfigError, DeadlinePassed
 from ftjob.job import Job
 from ftjob.plan import Machine
+from ftjob.rates import Rates, rates_of
 from ftjob.tasks.base import Generated, GenerateRequest, Hypothesis, Row, ScoreRequest
 from ftjob.telemetry import Phases
 
@@ -209,7 +211,8 @@ def test_planned_memory_grows_with_rows_as_the_plan_counts_them() -> None:
 
 def test_int8_layers_and_a_head_of_the_dtype() -> None:
     job, _ = cell_of("model.weights=int8", "model.dtype=bf16", "bench.input_len=20")
-    assert (roof_sizes(job).stored, roof_sizes(job).bytes_of) == (1, 2)
+    made = Sizes.of(job.config.model, job.source.arch)
+    assert (made.stored, made.bytes_of) == (1, 2)
 
 
 SMI = "NVIDIA H100 80GB HBM3, 580.1, 1980, 2619, 612.40, 51"
@@ -284,6 +287,34 @@ def test_page_of_generation() -> None:
     cells = line.split()
     assert cells[:8] == ["8", "512", "16", "12.3", "12", "20", "7", "4"]
     assert cells[8:] == ["25.0", "%", "-", "-", "-", "10,406", "1.23", "GB", "1.2", "GB"]
+
+
+def test_predictions_have_a_column_where_there_are_any() -> None:
+    told = made("generate")
+    assert "predicted" not in render(told)
+    told["cells"][0]["predicted"] = {"seconds": 0.0099, "prefill_s": 0.001, "step_s": 0.0001}
+    text = render(told)
+    (line,) = [row for row in text.splitlines() if row.startswith("8 ")]
+    assert line.split()[6:9] == ["7", "9.9", "4"]
+    assert text.endswith("predicted: what `plan` expects at these ceilings.\n")
+
+
+def test_a_size_is_predicted_where_its_wires_are_known() -> None:
+    job, cell = cell_of(
+        "parallel.tensor=2", "bench.input_len=20", machine=Machine((2,), "cpu", 10**10, "test")
+    )
+    speeds = ["plan.copy_tb_s=0.01", "plan.product_tflops=0.1"]
+    assert predicted(job, cell, known(speeds)) is None
+    found = predicted(job, cell, known([*speeds, "plan.link_us=50", "plan.link_gb_s=1"]))
+    assert found is not None
+    steps = (cell.output_len - 1) * found["step_s"]
+    assert found["seconds"] == pytest.approx(found["prefill_s"] + steps)
+
+
+def known(overrides: list[str]) -> Rates:
+    rates = rates_of(compose([*BASE, DEMO, *overrides]), "cpu")
+    assert rates is not None
+    return rates
 
 
 def test_what_was_captured_within_the_runs_is_told() -> None:
