@@ -147,7 +147,7 @@ class Ends:
             self.check_gone()
             for pid in (place.cwd / "launcher").read_text().split():
                 os.kill(int(pid), signal.SIGCONT)
-        self.ended: Ended = ended(process)
+        self.ended: Ended = ended(process, timeout=100)
         self.find_pids()
 
     def find_pids(self) -> None:

@@ -51,7 +51,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Campaign:
-    """A campaign by the name of its module, report and raw file."""
+    """A campaign by the name of its report and raw file; its module has _ for -."""
 
     name: str
     kind: str
@@ -62,7 +62,7 @@ class Campaign:
     @property
     def command(self) -> str:
         """How it is called."""
-        return f"python -m eval.bench.{self.name}"
+        return f"python -m eval.bench.{self.name.replace('-', '_')}"
 
     @property
     def raw(self) -> Path:

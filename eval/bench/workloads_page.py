@@ -58,11 +58,11 @@ def _times(fine: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def figures(made: dict[str, Any], name: str) -> list[float]:
-    """The seconds that count of a contender: of runs, or of a step from the pairs of a run and a
-    short one; none where it did not run."""
+    """The seconds that count of a contender: of runs or rows, or of a step from the pairs of a
+    run and a short one; none where it did not run."""
     for one in made["contenders"]:
         if one["name"] == name and one["error"] is None:
-            if made["figure"] == "run":
+            if made["figure"] != "step":
                 return list(one["seconds"])
             pairs = zip(one["seconds"], one["short_seconds"], strict=True)
             return [(whole - short) / made["steps"] for whole, short in pairs]
@@ -113,8 +113,8 @@ def origins(every: Sequence[dict[str, Any]]) -> list[str]:
         cells = [made["title"], name, clocks, f"{ceilings['copy_bytes_s'] / 1e12:.3g}"]
         cells += [
             f"{ceilings['product_flop_s'] / 1e12:.4g}",
-            f"`{made['command']}`, {made['date']}, commit {made['commit']}, torch {torch}, "
-            f"{', '.join(made['peers'])}",
+            f"`{made['command']}`, {made['date']}, commit {made['commit']}, "
+            f"{', '.join([f'torch {torch}', *made['peers']])}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

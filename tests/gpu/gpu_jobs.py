@@ -83,7 +83,7 @@ class Runs:
         self._place = Place(folder)
         write_prompts(folder)
         (folder / "several.py").write_text(SEVERAL, encoding="utf-8")
-        self._pool = ThreadPoolExecutor(8 if DEVICE == "cuda" else 2)
+        self._pool = ThreadPoolExecutor(8 if DEVICE == "cuda" else 1)
         self._begun: dict[tuple[str, str], Future[Ended]] = {}
 
     def begin(self, layout: str, *tasks: str) -> None:

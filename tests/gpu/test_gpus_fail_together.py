@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from gpu_jobs import DEVICE, MEMORY, ON
-from harness import Place, load
+from harness import Place, ended, load
 from misbehaving import (
     DEADLINE_S,
     HANGS,
@@ -28,7 +28,7 @@ from misbehaving import (
 
 from ftjob.__main__ import main
 
-pytestmark = [pytest.mark.timeout(150), pytest.mark.two_gpus]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.two_gpus]
 # A GPU's libraries take seconds to start, and the jobs of this file run side by side.
 LIMIT_S = 10.0 if DEVICE == "cuda" else DEADLINE_S
 ROWS = 62
@@ -95,7 +95,7 @@ def jobs(
 ) -> Iterator[dict[str, Future[Ends]]]:
     """The jobs of the cases that were asked for, side by side."""
     asked = [i.callspec.params["name"] for i in request.session.items if i.fspath == request.fspath]
-    with ThreadPoolExecutor(8 if DEVICE == "cuda" else 2) as pool:
+    with ThreadPoolExecutor(8 if DEVICE == "cuda" else 1) as pool:
         yield {
             name: pool.submit(partial(ends, Place(tmp_path_factory.mktemp("ends")), CASES[name]))
             for name in asked
@@ -122,5 +122,5 @@ def test_case(jobs: dict[str, Future[Ends]], undisturbed: Path, name: str) -> No
         assert job.ended.code == case.code, job.ended.err
         check_first_cause(job, case)
     assert 0 < job.answered() < ROWS
-    about.launch(job.place)(*job.arguments).expect(0)
+    ended(about.launch(job.place).start(*job.arguments), timeout=100).expect(0)
     job.place("compare", "run", str(undisturbed)).expect(0)
