@@ -46,7 +46,7 @@ TASKS: MappingProxyType[str, tuple[int, tuple[str, ...]]] = MappingProxyType(
     }
 )
 # Few lanes and small batches, so that rows enter in place of others.
-SMALL = ("batch.max_tokens=512", "batch.lanes=32")
+SMALL = ("batch.max_tokens=512", "batch.lanes=16")
 # layout -> devices, tensor x pipeline x data, overrides
 SPLITS: MappingProxyType[str, tuple[int, int, int]] = MappingProxyType(
     {"tensor": (2, 1, 1), "pipeline": (1, 2, 1), "data": (1, 1, 2)}
