@@ -10,6 +10,7 @@ import yaml
 
 from eval.bench.parts import render_parts
 from eval.bench.render import render_bench
+from eval.bench.sides_page import render_sides
 from eval.bench.workloads_page import render_workloads
 from eval.kills.render import render_kills
 from eval.record import REPORTS, data_sentence, heading, made_line, read_raw
@@ -28,6 +29,7 @@ def render(name: str) -> str:
         "mutations": render_mutations,
         "parts": render_parts,
         "rows": render_rows,
+        "sides": render_sides,
         "workloads": render_workloads,
     }
     return renderers[raw["kind"]](name, raw)

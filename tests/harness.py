@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 import ftjob
+from eval.launch import mpirun
 
 DEMO = Path(ftjob.__file__).parent / "demo"
 CLI = (sys.executable, "-m", "ftjob")
@@ -80,12 +80,10 @@ class Place:
         script.write_text(f"{code}\n{tail}", encoding="utf-8")
         return Place(self.cwd, (sys.executable, str(script)))
 
-    def ranks(self, count: int) -> Place:
-        """The same, started as ranks by mpirun."""
-        mpirun = Path(sys.executable).with_name("mpirun")
-        found = str(mpirun) if mpirun.exists() else shutil.which("mpirun")
-        assert found is not None, "no mpirun: pip install -e '.[test]' brings one"
-        return Place(self.cwd, (found, "-n", str(count), *self.command))
+    def ranks(self, count: int, *, one_gpu: bool = False) -> Place:
+        """The same, started as ranks by mpirun; with `one_gpu` each sees but the GPU of its
+        number."""
+        return Place(self.cwd, (*mpirun(count, one_gpu=one_gpu), *self.command))
 
 
 def at_once(place: Place, jobs: Sequence[Sequence[str]]) -> list[Ended]:
@@ -182,6 +180,8 @@ def gpt2_tensors(seed: int = 1) -> Tensors:
 
 def write_gpt2(folder: Path, tensors: Tensors | None = None, **config: Any) -> Path:
     """A Hugging Face GPT-2 folder with the demo model's tokenizer."""
+    from safetensors.torch import save_file  # tests/gpu does without
+
     folder.mkdir(parents=True, exist_ok=True)
     save_file(gpt2_tensors() if tensors is None else tensors, folder / "model.safetensors")
     stated = {

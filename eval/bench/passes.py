@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from eval.bench import hf
@@ -15,7 +15,7 @@ from eval.bench.devices import Devices
 from eval.bench.newstest import Pair, random_ids, read_pairs
 from eval.bench.scoring import lambada_job
 from eval.bench.workloads import PEERS, Workload
-from ftjob.batching import chunks
+from ftjob.batching import Chunk, chunks
 from ftjob.bench.ceilings import Ceilings
 from ftjob.bench.cells import BASE, endless
 from ftjob.bench.measure import check_length_of, ready_phases, torch_devices
@@ -24,7 +24,7 @@ from ftjob.config.compose import compose
 from ftjob.device import DTYPES
 from ftjob.job import Job, prepare
 from ftjob.launch.world import World, make_machine
-from ftjob.tasks.base import GenerateRequest, Row
+from ftjob.tasks.base import GenerateRequest, Request, Row, ScoreRequest
 
 
 def lambada(
@@ -32,17 +32,8 @@ def lambada(
 ) -> dict[str, Any]:
     """LAMBADA's rows scored, chunks formed within the time as rank 0 forms them."""
     job, requests = lambada_job(workload.overrides, os.environ)
-    devices, batch = Devices(job), job.config.batch
+    devices = Devices(job)
     tokens = sum(len(r.ids) for r in requests)
-
-    def ours() -> int:
-        formed = chunks(
-            requests,
-            window=batch.window,
-            max_tokens=job.plan.max_tokens,
-            by_length=batch.order == "length",
-        )
-        return sum(s.best == r.ids[r.target_from :] for r, s in devices.answers(formed))
 
     def theirs() -> Callable[[], Any]:
         model = _model(job)
@@ -51,9 +42,10 @@ def lambada(
     sizes = Sizes.of(job.config.model, job.source.arch)
     work = scoring(sizes, [(r.scored_from, len(r.ids) - r.scored_from) for r in requests])
     limit = work.seconds(ceilings.copy_bytes_s, ceilings.product_flop_s)
-    runner = Runner(ours, lambda right: Outcome(tokens, None), devices.start)
     try:
-        found = in_turn(runner, theirs if workload.peers else None, rounds, peer_rounds)
+        found = in_turn(
+            scored(devices, requests), theirs if workload.peers else None, rounds, peer_rounds
+        )
         phases = ready_phases(devices.phases)
     finally:
         devices.stop()
@@ -61,26 +53,45 @@ def lambada(
 
 
 def newstest(workload: Workload, rounds: int, peer_rounds: int) -> dict[str, Any]:
-    """Sources of newstest2017's lengths continued to its references' lengths. The device threads
-    are made anew for each pass, outside of its time: they end with their rows."""
+    """Sources of newstest2017's lengths continued to its references' lengths."""
     pairs = read_pairs()
     job = translation_job(workload.overrides, pairs)
     ids = random_ids(pairs, job.source.arch.vocab)
-    requests: list[Any] = [
+    devices = Devices(job)
+
+    def theirs() -> Callable[[], Any]:
+        model = _model(job)
+        return lambda: hf.translate(model, pairs, ids, workload.batch)
+
+    try:
+        found = in_turn(
+            continued(devices, pairs, ids), theirs if workload.peers else None, rounds, peer_rounds
+        )
+        phases = ready_phases(devices.phases)
+    finally:
+        devices.stop()
+    tokens = sum(pair.target for pair in pairs)
+    return {"contenders": found, "phases": phases, "limit_s": None, "tokens": tokens}
+
+
+def scored(devices: Devices, requests: Sequence[ScoreRequest]) -> Runner:
+    """A pass over rows to be scored."""
+    tokens = sum(len(r.ids) for r in requests)
+
+    def run() -> int:
+        answers = devices.answers(formed(devices.job, requests))
+        return sum(s.best == r.ids[r.target_from :] for r, s in answers)
+
+    return Runner(run, lambda right: Outcome(tokens, None), devices.start)
+
+
+def continued(devices: Devices, pairs: Sequence[Pair], ids: Sequence[list[int]]) -> Runner:
+    """A pass over rows of such ids, each continued to the length of its pair. The threads are made
+    anew for each pass, outside of its time: they end with their rows."""
+    requests = [
         GenerateRequest(Row(i, i + 1, str(i).encode(), None), str(i), source, pair.target)
         for i, (source, pair) in enumerate(zip(ids, pairs, strict=True))
     ]
-    devices, batch = Devices(job), job.config.batch
-
-    def ours() -> list[Any]:
-        formed = chunks(
-            requests,
-            window=batch.window,
-            max_tokens=job.plan.max_tokens,
-            by_length=batch.order == "length",
-            generation=job.plan.generation,
-        )
-        return list(devices.answers(formed))
 
     def judge(answers: list[Any]) -> Outcome:
         if len(answers) != len(requests):
@@ -89,18 +100,21 @@ def newstest(workload: Workload, rounds: int, peer_rounds: int) -> dict[str, Any
             check_length_of(request, answer)
         return Outcome(sum(pair.target for pair in pairs), None)
 
-    def theirs() -> Callable[[], Any]:
-        model = _model(job)
-        return lambda: hf.translate(model, pairs, ids, workload.batch)
+    return Runner(
+        lambda: list(devices.answers(formed(devices.job, requests))), judge, devices.start
+    )
 
-    runner = Runner(ours, judge, devices.start)
-    try:
-        found = in_turn(runner, theirs if workload.peers else None, rounds, peer_rounds)
-        phases = ready_phases(devices.phases)
-    finally:
-        devices.stop()
-    tokens = sum(pair.target for pair in pairs)
-    return {"contenders": found, "phases": phases, "limit_s": None, "tokens": tokens}
+
+def formed(job: Job, requests: Sequence[Request]) -> Iterator[Chunk]:
+    """The chunks of a pass, as rank 0 forms them."""
+    batch = job.config.batch
+    return chunks(
+        requests,
+        window=batch.window,
+        max_tokens=job.plan.max_tokens,
+        by_length=batch.order == "length",
+        generation=job.plan.generation,
+    )
 
 
 def translation_job(overrides: Sequence[str], pairs: Sequence[Pair]) -> Job:
@@ -121,30 +135,31 @@ def in_turn(
 ) -> list[dict[str, Any]]:
     """Seconds of passes, ftjob's and transformers' in turn after one of each that does not count.
     What the peer fails with is recorded."""
-    own: dict[str, Any] = _nothing("ftjob")
+    own: dict[str, Any] = nothing("ftjob")
     found = [own]
-    own["first_s"] = _pass(ours)
+    own["first_s"] = one_pass(ours)
     peer: Runner | None = None
     if make_peer is not None and peer_rounds:
-        other = _nothing(PEERS["eager"])
+        other = nothing(PEERS["eager"])
         found.append(other)
         try:
             peer = Runner(make_peer(), lambda _: Outcome(0, None))
-            other["first_s"] = _pass(peer)
+            other["first_s"] = one_pass(peer)
         except Exception as error:
             peer, other["error"] = None, hf.told(error)
     for number in range(rounds):
-        own["seconds"].append(_pass(ours))
+        own["seconds"].append(one_pass(ours))
         if peer is None or number >= peer_rounds:
             continue
         try:
-            other["seconds"].append(_pass(peer))
+            other["seconds"].append(one_pass(peer))
         except Exception as error:
             peer, other["error"] = None, hf.told(error)
     return found
 
 
-def _pass(runner: Runner) -> float:
+def one_pass(runner: Runner) -> float:
+    """Seconds of a pass, whose answers are judged after it."""
     runner.ready()
     start = time.perf_counter()
     answers = runner.run()
@@ -153,7 +168,7 @@ def _pass(runner: Runner) -> float:
     return seconds
 
 
-def _nothing(name: str) -> dict[str, Any]:
+def nothing(name: str) -> dict[str, Any]:
     """A contender's record as `peer` has it, before it ran."""
     times: dict[str, Any] = {"seconds": [], "short_seconds": [], "first_s": None, "step_s": None}
     return {"name": name, **times, "prefill_s": None, "error": None}

@@ -47,14 +47,26 @@ class Workload:
     batch: int = 64
 
 
+def random_model(model: str) -> tuple[str, ...]:
+    """Overrides of random weights in bf16."""
+    return (f"model={model}", "model.checkpoint=random", "model.dtype=bf16")
+
+
+def sized(model: str, batch: int, given: int, new: int) -> tuple[str, ...]:
+    """Overrides of a size of `ftjob bench`, of random weights."""
+    lengths = (f"bench.batch={batch}", f"bench.input_len={given}", f"bench.output_len={new}")
+    return (*random_model(model), *lengths)
+
+
+ON_ONE = "cluster.devices_per_node=1"
+
+
 def _random(model: str, *more: str) -> tuple[str, ...]:
-    one = "cluster.devices_per_node=1"
-    return (f"model={model}", "model.checkpoint=random", "model.dtype=bf16", one, *more)
+    return (*random_model(model), ON_ONE, *more)
 
 
 def _size(model: str, batch: int, given: int, new: int, *more: str) -> tuple[str, ...]:
-    lengths = (f"bench.batch={batch}", f"bench.input_len={given}", f"bench.output_len={new}")
-    return _random(model, *lengths, *more)
+    return (*sized(model, batch, given, new), ON_ONE, *more)
 
 
 BOTH = ("eager", "static")

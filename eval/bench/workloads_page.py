@@ -29,7 +29,7 @@ def render_workloads(name: str, raw: dict[str, Any]) -> str:
         "",
         *_behind(fine),
         "",
-        *_origins(every),
+        *origins(every),
     ]
     for made in every:
         if "error" in made:
@@ -46,7 +46,7 @@ def _times(fine: Sequence[dict[str, Any]]) -> list[str]:
     for made in fine:
         ours, given = figures(made, "ftjob"), made["given"]
         middle = statistics.median(ours)
-        cells = [made["title"], f"{_spread(ours)} of {len(ours)}"]
+        cells = [made["title"], f"{spread(ours)} of {len(ours)}"]
         for peer in PEERS.values():
             cells += _beside(made, peer, ours)
         over = "-" if given["ft"] is None else f"{given['ft'] / (1e3 * middle):.2f}"
@@ -58,11 +58,11 @@ def _times(fine: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def figures(made: dict[str, Any], name: str) -> list[float]:
-    """The seconds that count of a contender: of runs, or of a step from the pairs of a run and a
-    short one; none where it did not run."""
+    """The seconds that count of a contender: of runs or rows, or of a step from the pairs of a
+    run and a short one; none where it did not run."""
     for one in made["contenders"]:
         if one["name"] == name and one["error"] is None:
-            if made["figure"] == "run":
+            if made["figure"] != "step":
                 return list(one["seconds"])
             pairs = zip(one["seconds"], one["short_seconds"], strict=True)
             return [(whole - short) / made["steps"] for whole, short in pairs]
@@ -76,7 +76,7 @@ def _beside(made: dict[str, Any], peer: str, ours: Sequence[float]) -> list[str]
     if failed or not theirs:
         return ["failed" if failed else "-", "-"]
     ratio = statistics.median(their / our for our, their in zip(ours, theirs, strict=False))
-    return [f"{_spread(theirs)} of {len(theirs)}", f"{ratio:.2f}"]
+    return [f"{spread(theirs)} of {len(theirs)}", f"{ratio:.2f}"]
 
 
 def _behind(fine: Sequence[dict[str, Any]]) -> list[str]:
@@ -90,14 +90,14 @@ def _behind(fine: Sequence[dict[str, Any]]) -> list[str]:
         speed = made["tokens"] / statistics.median(ours["seconds"])
         ready = ", ".join(f"{name} {s:.1f}" for name, s in made["phases"].items())
         first = [f"{c['first_s']:.1f}" for c in others if c["first_s"] is not None]
-        cells = [made["title"], _ms(made["limit_s"]), f"{made['given']['limit']:g}"]
-        cells += [made["given"]["hf"], _ms(ours["prefill_s"]), _ms(ours["step_s"])]
+        cells = [made["title"], ms(made["limit_s"]), f"{made['given']['limit']:g}"]
+        cells += [made["given"]["hf"], ms(ours["prefill_s"]), ms(ours["step_s"])]
         cells += [f"{speed:,.0f}", ready, ", ".join(first) or "-"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _origins(every: Sequence[dict[str, Any]]) -> list[str]:
+def origins(every: Sequence[dict[str, Any]]) -> list[str]:
     """Where each workload was made: card, clocks under a product, commit, command."""
     lines = [
         "| workload | card | clocks, MHz: SM, memory | copy, TB/s | product, TFLOP/s | made by |",
@@ -113,18 +113,20 @@ def _origins(every: Sequence[dict[str, Any]]) -> list[str]:
         cells = [made["title"], name, clocks, f"{ceilings['copy_bytes_s'] / 1e12:.3g}"]
         cells += [
             f"{ceilings['product_flop_s'] / 1e12:.4g}",
-            f"`{made['command']}`, {made['date']}, commit {made['commit']}, torch {torch}, "
-            f"{', '.join(made['peers'])}",
+            f"`{made['command']}`, {made['date']}, commit {made['commit']}, "
+            f"{', '.join([f'torch {torch}', *made['peers']])}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _spread(seconds: Sequence[float]) -> str:
-    return f"{_ms(statistics.median(seconds))} ({_ms(min(seconds))} to {_ms(max(seconds))})"
+def spread(seconds: Sequence[float]) -> str:
+    """Median (lowest to highest) in ms."""
+    return f"{ms(statistics.median(seconds))} ({ms(min(seconds))} to {ms(max(seconds))})"
 
 
-def _ms(seconds: float | None) -> str:
+def ms(seconds: float | None) -> str:
+    """Milliseconds, whole from a second on."""
     return (
         "-"
         if seconds is None

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ftjob
+from eval.launch import mpirun
 
 ROWS = 300
 MALFORMED = (7, 101, 202)
@@ -62,18 +63,9 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def mpirun() -> str:
-    """MPICH's mpirun: beside the interpreter, or on the path."""
-    beside = Path(sys.executable).with_name("mpirun")
-    found = str(beside) if beside.exists() else shutil.which("mpirun")
-    if found is None:
-        raise SystemExit("no mpirun was found: pip install 'ftjob[mpi]'")
-    return found
-
-
 def command(ranks: int, arguments: Sequence[str]) -> list[str]:
     """A job under mpirun."""
-    return [mpirun(), "-n", str(ranks), sys.executable, "-m", "ftjob", *arguments]
+    return [*mpirun(ranks), sys.executable, "-m", "ftjob", *arguments]
 
 
 def make_reference(work: Path) -> Path:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+from types import MappingProxyType
 
 import torch
 
 from ftjob.checkpoint.shard import Region
 
-# Elements made at a time: their int64 temporaries stay in the cache, and off fresh pages.
-_CHUNK = 1 << 16
+# Elements made at a time: on a CPU their int64 temporaries stay in the cache, and off fresh pages;
+# a GPU wants full launches.
+_CHUNK = MappingProxyType({"cpu": 1 << 16, "cuda": 1 << 24})
 
 
 def _wrap(value: int) -> int:
@@ -65,7 +67,7 @@ def fill_random(
     for axis in range(1, len(shape)):  # element numbers within one index of axis 0
         steps = torch.arange(region[axis].start, region[axis].stop, device=device) * strides[axis]
         row = row.unsqueeze(-1) + steps
-    rows = max(1, _CHUNK // max(1, row.numel()))
+    rows = max(1, _CHUNK[device.type] // max(1, row.numel()))
     spread = std * math.sqrt(3.0)
     for start in range(0, length, rows):
         stop = min(start + rows, length)

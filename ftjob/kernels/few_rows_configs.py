@@ -19,6 +19,9 @@ MOST_ROWS = 16
 BANDS = (1, 4, 8, MOST_ROWS)
 # Programs that keep a GPU's processors reading, two on each of an H100's or H200's 132.
 PROGRAMS = 264
+# Of so many columns of the result tensor cores are faster from the second row on, of fewer from the
+# fifth.
+LARGE = 4096
 
 
 class Config(NamedTuple):
@@ -35,8 +38,48 @@ class Config(NamedTuple):
 
 
 # (bytes of a weight, outputs, inputs, rows rounded up to one of `BANDS`), for x in half precision:
-# what `eval.bench.few_rows` printed.
-TUNED: Mapping[tuple[int, int, int, int], Config] = MappingProxyType({})
+# what `eval.bench.few_rows` printed on an H200 where that is not the guess.
+TUNED: Mapping[tuple[int, int, int, int], Config] = MappingProxyType(
+    {
+        (2, 3072, 1024, 4): Config(4, 4, 1, 0, 1),
+        (1, 3072, 1024, 4): Config(4, 4, 1, 0, 1),
+        (2, 3072, 1024, 16): Config(32, 4, 2, 128, 4),
+        (2, 4096, 1024, 4): Config(32, 4, 1, 128, 4),
+        (1, 4096, 1024, 4): Config(32, 4, 1, 128, 4),
+        (2, 4096, 1024, 8): Config(32, 4, 1, 128, 4),
+        (1, 4096, 1024, 8): Config(32, 4, 1, 128, 4),
+        (2, 4096, 1024, 16): Config(32, 4, 1, 128, 4),
+        (1, 4096, 1024, 16): Config(16, 2, 1, 256, 3),
+        (2, 1024, 4096, 4): Config(2, 8, 1, 0, 1),
+        (1, 1024, 4096, 4): Config(2, 8, 1, 0, 1),
+        (2, 1024, 1024, 4): Config(4, 4, 1, 0, 1),
+        (2, 1024, 1024, 8): Config(4, 4, 1, 0, 1),
+        (1, 1024, 1024, 8): Config(4, 4, 1, 0, 1),
+        (2, 1024, 1024, 16): Config(32, 4, 4, 128, 4),
+        (1, 1024, 1024, 16): Config(32, 4, 4, 128, 4),
+        (2, 768, 768, 8): Config(2, 4, 1, 0, 1),
+        (1, 768, 768, 8): Config(2, 4, 1, 0, 1),
+        (2, 3072, 768, 4): Config(4, 4, 1, 0, 1),
+        (1, 3072, 768, 4): Config(4, 4, 1, 0, 1),
+        (1, 3072, 768, 8): Config(32, 4, 2, 128, 4),
+        (2, 3072, 768, 16): Config(32, 4, 2, 128, 4),
+        (1, 3072, 768, 16): Config(32, 4, 2, 128, 4),
+        (1, 768, 3072, 1): Config(1, 4, 1, 0, 1),
+        (2, 768, 3072, 4): Config(2, 8, 1, 0, 1),
+        (1, 768, 3072, 4): Config(2, 8, 1, 0, 1),
+        (2, 768, 3072, 8): Config(16, 2, 8, 256, 3),
+        (1, 768, 3072, 8): Config(32, 4, 8, 128, 4),
+        (2, 768, 3072, 16): Config(16, 2, 8, 256, 3),
+        (1, 768, 3072, 16): Config(32, 4, 8, 128, 4),
+        (1, 12288, 4096, 16): Config(16, 2, 1, 256, 3),
+        (1, 4096, 4096, 1): Config(2, 8, 1, 0, 1),
+        (2, 4096, 4096, 16): Config(64, 4, 4, 128, 3),
+        (1, 16384, 4096, 16): Config(16, 2, 1, 256, 3),
+        (1, 4096, 16384, 1): Config(2, 8, 1, 0, 1),
+        (2, 4096, 16384, 16): Config(64, 4, 4, 128, 3),
+        (1, 4096, 16384, 16): Config(32, 4, 4, 128, 4),
+    }
+)
 
 
 def arrivals(device: torch.device) -> torch.Tensor:
@@ -50,17 +93,18 @@ def config_of(rows: int, outputs: int, inputs: int, x_bytes: int, weight_bytes: 
     if x_bytes < 4:
         band = next(most for most in BANDS if rows <= most)
         found = TUNED.get((weight_bytes, outputs, inputs, band))
-        return found or (plain if rows <= 4 else by_matrices)(outputs, inputs, x_bytes)
+        sums = rows == 1 or (rows <= 4 and outputs < LARGE)
+        return found or (plain if sums else by_matrices)(outputs, inputs, x_bytes)
     # tensor cores would round f32
     return plain(outputs, inputs, x_bytes)
 
 
 def plain(outputs: int, inputs: int, x_bytes: int) -> Config:
     """Plain sums: a program reads all inputs of few columns, most of its bytes at once, so nothing
-    is left to be added over programs. More columns use x again, until too few programs are left."""
-    columns = next((n for n in (4, 2) if outputs >= n * PROGRAMS), 1)
-    pieces = -(-inputs * x_bytes // (32 * 16))  # a warp's 16 bytes a thread
-    return Config(columns, warps=min(8, 1 << (pieces - 1).bit_length()))
+    is left to be added over programs. Long sums take more threads and, where that leaves programs
+    enough, columns."""
+    long = inputs >= 4 * outputs
+    return Config(min(4, max(1, outputs // 1024)) if long else 2, warps=8 if long else 4)
 
 
 def by_matrices(outputs: int, inputs: int, x_bytes: int) -> Config:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from eval.bench import campaign as campaigns
 from eval.bench import h200, hf, passes, peer
 from eval.bench.newstest import LENGTHS, Pair, random_ids, read_pairs
 from eval.bench.workloads import PEERS, WORKLOADS, Given, Workload
@@ -184,7 +185,7 @@ def campaign(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, few_pairs: None
 ) -> Callable[..., tuple[int, dict[str, Any]]]:
     """Runs a campaign of tiny workloads with a raw file of its own."""
-    monkeypatch.setattr(h200, "RAW", tmp_path / "no-other.json")
+    monkeypatch.setattr(campaigns, "REPORTS", tmp_path / "none")
     raw = tmp_path / "h200.json"
 
     def run(*arguments: str, workloads: Sequence[Workload] = TINY) -> tuple[int, dict[str, Any]]:
@@ -248,10 +249,10 @@ def test_campaign_goes_on(
     missing = replace(TINY[0], name="missing")
     made = raw["workloads"]
     for todo, names in (
-        (h200.to_run([*few, missing], made, None, about, 0), ["missing", "bad"]),
-        (h200.to_run(few, made, None, about | {"commit": "another"}, 0), ["bad", "step"]),
-        (h200.to_run(few, made, None, about, 1), ["step", "bad"]),
-        (h200.to_run(few, made, ["step"], about, 0), ["step"]),
+        (campaigns.to_run([*few, missing], made, None, about), ["missing", "bad"]),
+        (campaigns.to_run(few, made, None, about | {"commit": "another"}), ["bad", "step"]),
+        (campaigns.to_run(few, made, None, about, h200.has_rounds(1)), ["step", "bad"]),
+        (campaigns.to_run(few, made, ["step"], about), ["step"]),
     ):
         assert [w.name for w in todo] == names
 

@@ -10,21 +10,13 @@ from pathlib import Path
 
 import pytest
 from harness import Place, lines, load
-from test_fail_together import (
-    HANGS,
-    KILLED,
-    PIPELINE,
-    RAISES,
-    STOPPED,
-    TENSOR,
-    Case,
-    Ends,
-    check_first_cause,
-)
+from misbehaving import HANGS, KILLED, RAISES, STEPS, STOPPED, Case, Ends, check_first_cause
 
 pytestmark = pytest.mark.timeout(120)
 ROWS = 62
+TENSOR = ("parallel.tensor=2",)
 STAGES = ("parallel.pipeline=2",)
+PIPELINE = (*STAGES, "cluster.devices_per_node=2")
 CAPTIONS = (
     "model=demo_t5",
     "dataset=demo_en_de",
@@ -32,33 +24,6 @@ CAPTIONS = (
     "decode.max_new_tokens=20",
     "batch.lanes=16",
 )
-# Device {at} of rank {rank} does {act} in a step, when rows have entered in place of others.
-MISBEHAVES = """
-import os, signal, time
-from pathlib import Path
-from ftjob.decode.loop import Generator
-
-rank, when = int(os.environ["PMI_RANK"]), Path("when")
-Path(f"pid{{rank}}").write_text(str(os.getpid()))
-real = Generator._step
-
-
-def act():
-    when.write_text(str(time.time()))
-    {act}
-
-
-def step(self, batch):
-    if batch.books.cohorts[0].rows[0].key:
-        time.sleep(0.01)
-        due = any(cohort.sequence >= 8 for cohort in batch.books.cohorts)
-        if due and (rank, self._spec.local) == ({rank}, {at}) and not when.exists():
-            act()
-    return real(self, batch)
-
-
-Generator._step = step
-"""
 RAISED, SILENT = "put in by the test", "no sign of life"
 CASES = {
     "a device raises": Case(
@@ -108,7 +73,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, st
 @pytest.mark.parametrize("name", CASES)
 def test_case(place: Place, undisturbed: tuple[Path, str, str], name: str) -> None:
     case = CASES[name]
-    job = Ends(place, CAPTIONS, case, MISBEHAVES, ROWS)
+    job = Ends(place, CAPTIONS, case, STEPS, ROWS)
     job.check_gone()
     if case.code is None:
         assert job.ended.code not in (0, 75)
@@ -127,7 +92,7 @@ def test_a_drain_of_one_rank_drains_all(
 ) -> None:
     """TERM at rank 1, which leads nothing: rows under way are finished on both, and it goes on."""
     case = Case(1, "os.kill(os.getpid(), signal.SIGTERM)", 75, at="0", layout=layout)
-    job = Ends(place, CAPTIONS, case, MISBEHAVES, ROWS)
+    job = Ends(place, CAPTIONS, case, STEPS, ROWS)
     job.check_gone()
     job.ended.expect(75, "drained on SIGTERM")
     merged = load(job.run / "status.json")
