@@ -63,7 +63,8 @@ class Case:
 
     def configs(self) -> list[Config]:
         """Those worth a try: the guess, and around it."""
-        sums, matrices = (f(self.outputs, self.inputs, 2) for f in (plain, by_matrices))
+        sums = plain(self.outputs, self.inputs)
+        matrices = by_matrices(self.outputs, self.inputs, 2)
         found, half = [self.guess], max(1, matrices.splits // 2)
         if self.rows <= 8:
             columns = (sums.columns // 2, sums.columns, 2 * sums.columns)

@@ -93,18 +93,22 @@ def config_of(rows: int, outputs: int, inputs: int, x_bytes: int, weight_bytes: 
     if x_bytes < 4:
         band = next(most for most in BANDS if rows <= most)
         found = TUNED.get((weight_bytes, outputs, inputs, band))
-        sums = rows == 1 or (rows <= 4 and outputs < LARGE)
-        return found or (plain if sums else by_matrices)(outputs, inputs, x_bytes)
+        if found is not None:
+            return found
+        if rows > 4 or (rows > 1 and outputs >= LARGE):
+            return by_matrices(outputs, inputs, x_bytes)
     # tensor cores would round f32
-    return plain(outputs, inputs, x_bytes)
+    return plain(outputs, inputs)
 
 
-def plain(outputs: int, inputs: int, x_bytes: int) -> Config:
+def plain(outputs: int, inputs: int) -> Config:
     """Plain sums: a program reads all inputs of few columns, most of its bytes at once, so nothing
     is left to be added over programs. Long sums take more threads and, where that leaves programs
     enough, columns."""
-    long = inputs >= 4 * outputs
-    return Config(min(4, max(1, outputs // 1024)) if long else 2, warps=8 if long else 4)
+    if inputs < 4 * outputs:
+        return Config(2, warps=4)
+    columns = next((n for n in (4, 2) if outputs >= 1024 * n), 1)
+    return Config(columns, warps=8)
 
 
 def by_matrices(outputs: int, inputs: int, x_bytes: int) -> Config:
