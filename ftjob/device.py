@@ -28,6 +28,7 @@ from ftjob.checkpoint.shared import SharedReads
 from ftjob.comm import Halted, Pulse
 from ftjob.comm.groups import Wires
 from ftjob.comm.threads import GLANCE_S
+from ftjob.decode.graphs import Passes
 from ftjob.decode.loop import Generator
 from ftjob.decode.scoring import LOOK_S, Passed, Scoring, packed_tokens, score_chunk
 from ftjob.errors import BUG, Cause, ConfigError, JobError, PeerLost
@@ -81,6 +82,7 @@ class DeviceThread(threading.Thread):
         self._counted = 0.0  # until when the device's time is counted
         cuda = job.plan.machine.device == "cuda"
         self.device = torch.device("cuda", spec.local) if cuda else torch.device("cpu")
+        self._passes = Passes(self.device, job.plan.max_tokens)
 
     def run(self) -> None:
         """Serve until None comes; whatever goes wrong is told to the main thread."""
@@ -112,6 +114,7 @@ class DeviceThread(threading.Thread):
         self.phase = "score"
         while (chunk := self._next()) is not None:
             self._launch(stage, chunk)
+            self._passes.capture(self._capturing)
             while self._flying and (len(self._flying) > 1 or self._flying[0].scoring.done):
                 self._tell()
         while self._flying:
@@ -149,17 +152,8 @@ class DeviceThread(threading.Thread):
         if stage.last:
             stage.pack_head()
         kind = (DTYPES[self.job.config.model.dtype], self.device)
-        generator = Generator(
-            self.job,
-            self.spec,
-            stage,
-            self.wires,
-            kind,
-            self.pulse,
-            self._working,
-            self._capturing,
-            self._halved,
-        )
+        about = (self.job, self.spec, stage, self.wires, kind, self.pulse)
+        generator = Generator(*about, self._working, self._capturing, self._halved)
         chunks = iter([warm.to_continue(self.job.source.arch), None])
         self.phase = "warm-up"
         for _ in generator.run(lambda: next(chunks)):
@@ -258,7 +252,7 @@ class DeviceThread(threading.Thread):
         begun = time.monotonic()
         with self.phases.within(self.phase), self._memory_error():
             try:
-                found = score_chunk(stage, chunk, self.device, self.pulse, before)
+                found = score_chunk(stage, chunk, self.device, self.pulse, before, self._passes)
             except torch.OutOfMemoryError:
                 if not several:  # devices would have to agree on the parts
                     raise

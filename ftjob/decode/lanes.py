@@ -17,6 +17,7 @@ from ftjob.decode.cohorts import Books, Cohort, Left
 from ftjob.decode.search import Advance
 from ftjob.decode.steps import CohortsSight
 from ftjob.model.arch import Arch
+from ftjob.model.arrays import Arena
 from ftjob.model.attention import Keep, Sight
 from ftjob.model.layers import Kind
 from ftjob.plan_generation import Generation
@@ -28,8 +29,9 @@ class Lanes(Protocol):
     def fits(self, chunk: Chunk) -> bool:
         """Whether there is memory for the rows of a chunk now."""
 
-    def enter(self, cohort: Cohort) -> Keep:
-        """Make room for an entering cohort; gives what takes that which is read of it."""
+    def enter(self, cohort: Cohort, arena: Arena) -> tuple[Keep, Hashable | None]:
+        """Make room for an entering cohort; gives what takes that which is read of it, and the
+        place of the arena that it goes by."""
 
     def withdraw(self, cohort: Cohort) -> None:
         """The entering cohort does not enter after all."""
@@ -78,11 +80,11 @@ class CohortLanes:
         """Whether there is memory for the rows of a chunk now: the books have counted it."""
         return True
 
-    def enter(self, cohort: Cohort) -> Keep:
+    def enter(self, cohort: Cohort, arena: Arena) -> tuple[Keep, None]:
         """See `Lanes`."""
         cache = Cache(*self._shape, cohort, self._kind)
         self._caches.append(cache)
-        return cache.keep
+        return cache.keep, None
 
     def withdraw(self, cohort: Cohort) -> None:
         """See `Lanes`."""

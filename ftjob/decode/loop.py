@@ -18,7 +18,6 @@ from itertools import groupby
 
 import torch
 
-from ftjob import kernels
 from ftjob.batching import Chunk, halves, widest
 from ftjob.comm import Form, Pulse, Way
 from ftjob.comm.groups import Wires
@@ -27,11 +26,9 @@ from ftjob.decode.scoring import packed_tokens, score_chunk
 from ftjob.decode.search import Advance, SearchRow
 from ftjob.errors import ConfigError
 from ftjob.job import Job
-from ftjob.model.arrays import sent
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.layers import Kind
-from ftjob.model.packing import padded
-from ftjob.model.stage import Entry, Stage
+from ftjob.model.stage import Stage
 from ftjob.plan import DeviceSpec
 from ftjob.tasks.base import Answer, Generated, GenerateRequest, ScoreRequest
 
@@ -101,11 +98,9 @@ class Generator:
                     waiting[:1] = self._let_in(batch, waiting[0])
                 if batch.books.rows:
                     self._step(batch)
-            if batch.graphs is not None and batch.graphs.wanting:
-                asked = time.monotonic()
-                with self._capturing():
-                    batch.graphs.capture()
-                self._waited += time.monotonic() - asked
+            asked = time.monotonic()
+            batch.capture(self._capturing)
+            self._waited += time.monotonic() - asked
             yield from self._telling(batch, left)  # while the step is under way
             self._turn += 1
 
@@ -177,7 +172,13 @@ class Generator:
         if batch.entry is not None:
             assert batch.keep is not None
             if encoded is not None:
-                self._stage.admit(encoded, batch.keep)
+                keep = batch.keep
+                batch.passes.run(
+                    batch.place and ("admit", *batch.place),
+                    lambda x: self._stage.admit(x, keep),
+                    encoded,
+                    moves=True,
+                )
             batch.lanes.activate([row.context[-1] for row in batch.entering])
             if batch.search is not None:
                 batch.search.enter(batch.books.rows, batch.entering)
@@ -232,20 +233,26 @@ class Generator:
     def _enter(self, batch: MicroBatch, chunk: Chunk) -> None:
         """Read a chunk's rows, a new cohort behind those at work."""
         cohort = batch.books.enter(chunk)
-        batch.keep = batch.lanes.enter(cohort)
+        arena = batch.passes.arena
+        keep, where = batch.lanes.enter(cohort, arena)
         rows = cohort.rows
         lengths = [len(r.ids) - (0 if self._arch.seq2seq else 1) for r in rows]
         ids = [t for r, n in zip(rows, lengths, strict=True) for t in r.ids[:n]]
         batch.entering = [SearchRow.of(r, self._start) for r in rows]
         self._score_prompts(batch, rows)
-        filling = padded(len(ids)) - len(ids) if ids and kernels.used(self._device) else 0
-        entry = Entry(sent([*ids, *[0] * filling], self._device, torch.int64), lengths)
-        batch.entry = entry
+        entry = self._stage.entry(ids, lengths, arena)
+        batch.entry, batch.keep = entry, keep
+        places = where, entry.packing.place
+        batch.place = None if None in places else places
         if not ids:  # prompts of one token
             return
         form = self._stage.form(len(entry.ids))
-        x = entry.ids if self._spec.first else self._before(ENTER, form)
-        x = self._stage.enter(x, entry, batch.keep, self._pulse)
+        x = batch.passes.run(
+            batch.place,
+            lambda x: self._stage.enter(x, entry, keep, self._pulse),
+            entry.ids if self._spec.first else self._before(ENTER, form),
+            moves=not self._spec.first,
+        )
         if self._wires.after is not None:
             self._wires.after.put(self._tag(self._turn, ENTER), x, self._pulse)
         elif self._arch.seq2seq:

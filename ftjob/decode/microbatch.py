@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ import torch
 
 from ftjob.comm import Pulse
 from ftjob.decode.cohorts import Books, Cohort
-from ftjob.decode.graphs import Graphs
+from ftjob.decode.graphs import Graphs, Passes
 from ftjob.decode.lanes import make_lanes
 from ftjob.decode.looks import LAG, Looks
 from ftjob.decode.search import Harvest, SearchRow, make_search
@@ -30,7 +31,8 @@ T = TypeVar("T")
 class MicroBatch:
     """What a device keeps of one micro-batch. The first `stepped` rows, of `cohorts` cohorts, are
     under way; `flags` say which of them are finished, on the last stage and where there is but one.
-    Of what is entering: `entry`, `keep` for what is read of it, and the rows for the search."""
+    Of what is entering: `entry`, `keep` for what is read of it, the `place` that both go by, and
+    the rows for the search."""
 
     def __init__(self, job: Job, spec: DeviceSpec, kind: Kind, pulse: Pulse) -> None:
         arch, decode, room = job.source.arch, job.config.decode, job.plan.generation
@@ -46,6 +48,7 @@ class MicroBatch:
         )
         cuda = kind[1].type == "cuda"
         self.graphs = Graphs(kind[1]) if cuda else None
+        self.passes = Passes(kind[1], job.plan.max_tokens)
         self._inbox: torch.Tensor | None = None
         self._lanes = room.slots * room.beams
         self.looks = Looks(room.stop_every, LAG if cuda else 0, pulse.check)
@@ -54,12 +57,20 @@ class MicroBatch:
         self.flags: torch.Tensor | None = None
         self.entry: Entry | None = None
         self.keep: Keep | None = None
+        self.place: tuple[Hashable, ...] | None = None
         self.entering: list[SearchRow] = []
         self.encoded: torch.Tensor | None = None
 
     def played(self, kind: Hashable, body: Callable[[], T]) -> T:
         """What a step's body gives: on a GPU captured, where the `kind` was seen before."""
         return body() if self.graphs is None else self.graphs.run(kind, body)
+
+    def capture(self, around: Callable[[], AbstractContextManager[None]]) -> None:
+        """Capture what comes again."""
+        self.passes.capture(around)
+        if self.graphs is not None and self.graphs.wanting:
+            with around():
+                self.graphs.capture()
 
     def received(self, x: torch.Tensor) -> torch.Tensor:
         """What the stage before gave [N, H], where a captured step looks for it."""

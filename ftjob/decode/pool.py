@@ -13,6 +13,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import torch
 
+from ftjob import kernels
 from ftjob.batching import Chunk
 from ftjob.decode.cohorts import Books, Cohort, Left, entering
 from ftjob.decode.extents import Extents
@@ -29,9 +30,10 @@ from ftjob.kernels.step_attention import (
     step_attention,
 )
 from ftjob.model.arch import Arch
-from ftjob.model.arrays import sent, to_device
+from ftjob.model.arrays import Arena, sent, to_device
 from ftjob.model.attention import Keep, Sight
 from ftjob.model.layers import Kind
+from ftjob.model.packing import padded
 from ftjob.model.relative import RelativeBias
 from ftjob.plan_generation import Generation
 from ftjob.tasks.base import GenerateRequest
@@ -56,7 +58,7 @@ class PoolLanes:
         self._books, self._width, self._slots = books, room.beams, room.slots
         self._rungs = rungs(room.slots)
         heads, size = arch.heads // ways, arch.head_size
-        nobody = room.cells  # the first of the cells for rows that are none
+        self._nobody = nobody = room.cells  # the first of the cells for rows that are none
         self._pool = torch.empty(
             layers, 2, heads, nobody + self._width, size, dtype=dtype, device=device
         )
@@ -84,7 +86,7 @@ class PoolLanes:
     def _size(self, row: GenerateRequest) -> int:
         return len(row.ids) + self._width * row.max_new_tokens
 
-    def enter(self, cohort: Cohort) -> Keep:
+    def enter(self, cohort: Cohort, arena: Arena) -> tuple[Keep, Hashable | None]:
         """See `Lanes`."""
         sizes = [self._size(row) for row in cohort.rows]
         starts = self._extents.take(sizes)
@@ -105,9 +107,13 @@ class PoolLanes:
         rows = list(zip(*(fields[i] for i in range(FIELDS)), strict=True))
         counts = np.asarray(read)
         shift = np.repeat(np.asarray(starts) - (counts.cumsum() - counts), counts)
-        held = np.asarray(rows), np.arange(len(shift)) + shift
-        self._entering, cells = to_device(held, self._device)
-        return lambda layer, kv: put(self._pool[layer], cells, kv)
+        (self._entering,) = to_device([np.asarray(rows)], self._device)
+        own = np.arange(len(shift)) + shift
+        # tokens that fill up go where rows are none
+        room = padded(len(own)) if kernels.used(self._device) else len(own)
+        filled = np.pad(own, (0, room - len(own)), constant_values=self._nobody)
+        (cells,), place = arena.send([filled])
+        return lambda layer, kv: put(self._pool[layer], cells, kv), place
 
     def withdraw(self, cohort: Cohort) -> None:
         """See `Lanes`."""

@@ -17,6 +17,7 @@ import torch
 from ftjob import kernels
 from ftjob.batching import Chunk
 from ftjob.comm import Comm
+from ftjob.decode.graphs import Passes
 from ftjob.decode.looks import Fetched
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.packing import Packing, padded
@@ -92,33 +93,47 @@ def score_chunk(
     device: torch.device,
     pulse: Callable[[], None],
     before: torch.Tensor | None = None,
+    passes: Passes | None = None,
 ) -> torch.Tensor | Scoring:
     """A chunk through one stage. `before` is what the stage before gave, [N, H]; None on the first.
 
     Gives [N, H] for the next stage, or on the last one the answers; on a GPU both are still being
-    computed.
+    computed, and the former is good until the next chunk.
     """
     requests = [r for r in chunk.requests if isinstance(r, ScoreRequest)]
     order = sorted(range(len(requests)), key=lambda i: -len(requests[i].ids))
     rows = [requests[i] for i in order]
     ids = np.array(list(chain.from_iterable(r.ids[:-1] for r in rows)))
     targets = np.array(list(chain.from_iterable(r.ids[r.scored_from :] for r in rows)))
+    passes = passes or Passes(device)
     packing, (inputs, wanted) = Packing.beside(
         [ids, targets],
         [len(r.ids) - 1 for r in rows],
         [r.scored_from - 1 for r in rows],
         device,
         fill=True,
+        arena=passes.arena,
     )
-    hidden: torch.Tensor = stage(inputs if before is None else before, packing, pulse)
-    if not stage.last:
-        return hidden
+
+    def through(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        hidden: torch.Tensor = stage(x, packing, pulse)
+        return _stats(stage, hidden, wanted, pulse) if stage.last else (hidden,)
+
+    moves = before is not None
+    found = passes.run(packing.place, through, inputs if before is None else before, moves=moves)
+    return Scoring(requests, order, found) if stage.last else found[0]
+
+
+def _stats(
+    stage: DecoderStage, hidden: torch.Tensor, wanted: torch.Tensor, pulse: Callable[[], None]
+) -> Stats:
+    """Of the tokens `wanted` at hidden [M, H]."""
     step = max(1, LOGIT_BYTES // (4 * stage.head_weight.shape[0]))
     parts = []
     for own, asked in zip(torch.split(hidden, step), torch.split(wanted, step), strict=True):
         parts.append(token_stats(stage.scores(own), asked, stage.group, stage.true_columns))
         pulse()
-    return Scoring(requests, order, tuple(torch.cat(column) for column in zip(*parts, strict=True)))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def token_stats(

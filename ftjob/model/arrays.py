@@ -6,7 +6,7 @@ generate loop all that it tells a device between steps: a copy that waits would 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,36 @@ def to_device(arrays: Sequence[Array], device: torch.device) -> list[torch.Tenso
     # pinned, so that the copy needs no staging; torch keeps it until the copy is done
     held = joined(arrays, pinned=True)
     return list(parts(held.to(device, non_blocking=True), arrays))
+
+
+class Arena:
+    """Where arrays come to lie on a device: those of the same shapes and dtypes in the same place
+    each time, so that captured work finds them there. So many places are kept, at most."""
+
+    def __init__(self, device: torch.device, most: int = 128) -> None:
+        self.device, self._most = device, most
+        self._held: dict[Hashable, tuple[torch.Tensor, list[torch.Tensor]]] = {}
+
+    def send(self, arrays: Sequence[Array]) -> tuple[list[torch.Tensor], Hashable | None]:
+        """The arrays there, and a name for the place; None where it is another each time. What a
+        place held before is gone as soon as the device gets there."""
+        name = tuple((array.shape, array.dtype.str) for array in arrays)
+        place = self._place(name, arrays) if self.device.type == "cuda" else None
+        if place is None:
+            return to_device(arrays, self.device), None
+        held, tensors = place
+        held.copy_(joined(arrays, pinned=True), non_blocking=True)
+        return tensors, name
+
+    def _place(
+        self, name: Hashable, arrays: Sequence[Array]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]] | None:
+        if name not in self._held:
+            if len(self._held) >= self._most:
+                return None
+            held = torch.empty(sum(map(_room, arrays)), dtype=torch.uint8, device=self.device)
+            self._held[name] = held, list(parts(held, arrays))
+        return self._held[name]
 
 
 def sent(values: Sequence[Any], device: torch.device, dtype: torch.dtype) -> torch.Tensor:

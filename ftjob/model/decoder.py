@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
+from ftjob.model.arrays import Arena
 from ftjob.model.attention import Attention, Keep, Sight
 from ftjob.model.layers import Kind, Mlp, Residual, WeightFormat, make_norm
 from ftjob.model.packing import Packing
@@ -73,14 +75,20 @@ class DecoderStage(Stage):
             pulse()
         return self.handed_on(residual)
 
+    def entry(self, ids: Sequence[int], lengths: Sequence[int], arena: Arena) -> Entry:
+        """Prompts but for their last token."""
+        some = [n for n in lengths if n]
+        array = np.asarray(ids, np.int64)
+        packing, (there,) = Packing.beside([array], some, [], arena.device, fill=True, arena=arena)
+        return Entry(there, packing)
+
     def enter(
         self, x: torch.Tensor, entry: Entry, keep: Keep, pulse: Callable[[], None]
     ) -> torch.Tensor:
         """Prompts but for their last token, which is the first step's: their keys and values are
         kept, and nobody needs what the last layer makes of them."""
-        lengths = [n for n in entry.lengths if n]
-        last = [n - 1 for n in lengths]
-        packing, _ = Packing.beside([], lengths, last, x.device, fill=True)
+        packing = entry.packing
+        assert isinstance(packing, Packing)
         residual = Residual(self.embed(x, packing.positions) if self.first else x)
         for i, layer in enumerate(self.stack):
             if layer is self.final:

@@ -8,14 +8,14 @@ pads, or on a GPU all rows as blocks, without any. `attention` runs over them; `
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ftjob import kernels
-from ftjob.model.arrays import Array, to_device
+from ftjob.model.arrays import Arena, Array, to_device
 
 # Rows share a group while the shortest has at least this share of the longest one's tokens.
 FILL = 0.8
@@ -52,8 +52,11 @@ class Blocks:
         return Blocks(table, sum(queries))
 
 
-def block_table(queries: Sequence[int], keys: Sequence[int], total: int = 0) -> Array:
-    """The table of `Blocks.of`, with queries without keys behind them up to `total`."""
+def block_table(
+    queries: Sequence[int], keys: Sequence[int], total: int = 0, *, fill: bool = False
+) -> Array:
+    """The table of `Blocks.of`, with queries without keys behind them up to `total`; `fill` makes
+    programs of it that do nothing up to a `padded` number, so that tables have few sizes."""
     counts, lengths = np.asarray(queries, np.int64), np.asarray(keys, np.int64)
     filling = total - int(counts.sum())
     if filling > 0:
@@ -70,7 +73,8 @@ def block_table(queries: Sequence[int], keys: Sequence[int], total: int = 0) -> 
         first_key[row],
         lengths[row],
     )
-    return np.stack(columns, axis=1).astype(np.int32)
+    table = np.stack(columns, axis=1).astype(np.int32)
+    return np.pad(table, ((0, padded(len(table)) - len(table)), (0, 0))) if fill else table
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,15 @@ class Packing:
     """Rows behind each other in one axis of N tokens, longest first; M of the N are wanted.
 
     On a GPU there are no groups but blocks, of all positions and of those that are wanted. N and M
-    may be `padded` there: behind the rows come tokens at position 0 that see nothing."""
+    may be `padded` there: behind the rows come tokens at position 0 that see nothing. Packings of
+    one `place` are the same tensors, filled anew."""
 
     positions: torch.Tensor
     wanted: torch.Tensor
     groups: tuple[Group, ...]
     blocks: Blocks | None = None
     wanted_blocks: Blocks | None = None
+    place: Hashable | None = None
 
     @staticmethod
     def of(lengths: Sequence[int], wanted_from: Sequence[int], device: torch.device) -> Packing:
@@ -125,33 +131,38 @@ class Packing:
         device: torch.device,
         *,
         fill: bool,
+        arena: Arena | None = None,
     ) -> tuple[Packing, list[torch.Tensor]]:
-        """The same, and other arrays [N] or [M] of the host, all on the device in one copy. `fill`
-        pads N and M there, with zeros, where the GPU's kernels are used.
+        """The same, and other arrays [N] or [M] of the host, all on the device in one copy, which
+        may go to an `arena`. `fill` pads N and M there, with zeros, where the GPU's kernels are
+        used. Without any `wanted_from` no position is wanted.
 
         Raises:
             ValueError: as `of`.
         """
         _check_order(lengths)
-        if any(not 0 <= w < n for w, n in zip(wanted_from, lengths, strict=True)):
+        none = not wanted_from
+        if any(not 0 <= w < n for w, n in zip(wanted_from, lengths, strict=not none)):
             raise ValueError("every row must want at least one of its positions")
-        sizes, firsts = np.asarray(lengths, np.int64), np.asarray(wanted_from, np.int64)
+        sizes = np.asarray(lengths, np.int64)
+        firsts = sizes if none else np.asarray(wanted_from, np.int64)
         positions = places(sizes)
         (wanted,) = np.nonzero(positions >= np.repeat(firsts, sizes))
         if not kernels.used(device):
             there = to_device([positions, wanted, *arrays], device)
             alike = _alike(lengths)
             groups = [
-                _group(lengths[a:b], wanted_from[a:b], start, device) for a, b, start in alike
+                _group(lengths[a:b], firsts[a:b].tolist(), start, device) for a, b, start in alike
             ]
             return Packing(there[0], there[1], tuple(groups)), there[2:]
         n, m = (padded(len(x)) if fill else len(x) for x in (positions, wanted))
-        every = block_table(lengths, lengths, n)
-        last = block_table((sizes - firsts).tolist(), lengths, m)
+        every = block_table(lengths, lengths, n, fill=True)
+        last = block_table((sizes - firsts).tolist(), lengths, m, fill=True)
         whole = {len(positions): n, len(wanted): m}
         filled = [np.pad(x, (0, whole[len(x)] - len(x))) for x in (positions, wanted, *arrays)]
-        first, second, *there = to_device([every, last, *filled], device)
-        packing = Packing(there[0], there[1], (), Blocks(first, n), Blocks(second, m))
+        held, place = (arena or Arena(device, 0)).send([every, last, *filled])
+        first, second, *there = held
+        packing = Packing(there[0], there[1], (), Blocks(first, n), Blocks(second, m), place)
         return packing, there[2:]
 
 
@@ -232,15 +243,19 @@ class SourceGroup:
 @dataclass(frozen=True)
 class SourcePacking:
     """Rows that see all of themselves, longest first. `positions` [N] has the place of each token
-    in its row. On a GPU there are no groups but blocks, and N is `padded`."""
+    in its row. On a GPU there are no groups but blocks, and N is `padded`; `place` as in
+    `Packing`."""
 
     positions: torch.Tensor
     groups: tuple[SourceGroup, ...]
     blocks: Blocks | None = None
+    place: Hashable | None = None
 
     @staticmethod
-    def of(lengths: Sequence[int], device: torch.device) -> SourcePacking:
-        """Rows of the given lengths, in falling order.
+    def beside(
+        ids: Array, lengths: Sequence[int], device: torch.device, arena: Arena | None = None
+    ) -> tuple[SourcePacking, torch.Tensor]:
+        """Rows of the given lengths, in falling order, and their ids [N].
 
         Raises:
             ValueError: where lengths are not in falling order.
@@ -250,12 +265,13 @@ class SourcePacking:
         held = places(sizes)
         if kernels.used(device):
             count = padded(len(held))
-            filled = np.pad(held, (0, count - len(held)))
-            table, positions = to_device([block_table(lengths, lengths, count), filled], device)
-            return SourcePacking(positions, (), Blocks(table, count))
-        (positions,) = to_device([held], device)
+            filled = [np.pad(x, (0, count - len(held))) for x in (held, ids)]
+            table = block_table(lengths, lengths, count, fill=True)
+            (first, *there), place = (arena or Arena(device, 0)).send([table, *filled])
+            return SourcePacking(there[0], (), Blocks(first, count), place), there[1]
+        positions, there_ids = to_device([held, ids], device)
         groups = [_source_group(lengths[a:b], start, device) for a, b, start in _alike(lengths)]
-        return SourcePacking(positions, tuple(groups))
+        return SourcePacking(positions, tuple(groups)), there_ids
 
 
 def _source_group(lengths: Sequence[int], start: int, device: torch.device) -> SourceGroup:

@@ -7,13 +7,15 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
+from ftjob.model.arrays import Arena
 from ftjob.model.attention import Attention, CrossAttention, Keep, Sight
 from ftjob.model.layers import Kind, Mlp, Residual, WeightFormat, make_norm
 from ftjob.model.packing import SourcePacking
@@ -77,11 +79,19 @@ class Seq2SeqStage(Stage):
         if part.last:
             self.encoder_norm = make_norm(arch, kind)
 
+    def entry(self, ids: Sequence[int], lengths: Sequence[int], arena: Arena) -> Entry:
+        """Sources."""
+        packing, there = SourcePacking.beside(
+            np.asarray(ids, np.int64), lengths, arena.device, arena
+        )
+        return Entry(there, packing)
+
     def enter(
         self, x: torch.Tensor, entry: Entry, keep: Keep, pulse: Callable[[], None]
     ) -> torch.Tensor:
         """Sources through the encoder: [N, H], on the last stage normed for `admit`."""
-        packing = SourcePacking.of(entry.lengths, x.device)
+        packing = entry.packing
+        assert isinstance(packing, SourcePacking)
         masks = [self._mask(g.width, g.mask, x.device) for g in packing.groups]
         if packing.blocks is not None:
             masks = [self.encoder_bias.every.t().contiguous()]

@@ -19,6 +19,7 @@ from ftjob.comm import Comm, Form
 from ftjob.kernels import linear_cpu
 from ftjob.kernels.few_rows_configs import MOST_ROWS, arrivals
 from ftjob.model.arch import Arch
+from ftjob.model.arrays import Arena
 from ftjob.model.attention import Keep, Sight
 from ftjob.model.layers import (
     Embedding,
@@ -30,6 +31,7 @@ from ftjob.model.layers import (
     parameter,
     residual_dtype,
 )
+from ftjob.model.packing import Packing, SourcePacking
 
 # Columns of a product on a GPU in half precision come in multiples of so many.
 EVEN = 64
@@ -48,11 +50,11 @@ class Part:
 @dataclass(frozen=True)
 class Entry:
     """Rows that are about to be continued, longest first. `ids` [N] are the tokens to be read
-    (prompts without their last token, or sources), `lengths` how many each row has. N is `padded`
-    on a GPU."""
+    (prompts without their last token, or sources), and how they are packed. N is `padded` on a
+    GPU."""
 
     ids: torch.Tensor
-    lengths: Sequence[int]
+    packing: Packing | SourcePacking
 
 
 class Stage(nn.Module):
@@ -149,6 +151,10 @@ class Stage(nn.Module):
     def handed_on(self, residual: Residual) -> torch.Tensor:
         """What a stage gives of the stream behind its layers, [N, H]: normed on the last one."""
         return self.norm.add(residual)[1] if self.last else residual.total()
+
+    def entry(self, ids: Sequence[int], lengths: Sequence[int], arena: Arena) -> Entry:
+        """Rows of so many of the `ids` each, longest first, on the device of the arena."""
+        raise TypeError(f"{type(self).__name__} does not generate")
 
     def enter(
         self, x: torch.Tensor, entry: Entry, keep: Keep, pulse: Callable[[], None]

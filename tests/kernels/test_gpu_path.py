@@ -22,9 +22,9 @@ from ftjob.comm import Comm, Solo
 from ftjob.decode.scoring import score_chunk
 from ftjob.kernels import few_rows_configs, linear_cpu
 from ftjob.model.arch import Arch, Relative
-from ftjob.model.arrays import ALIGNED, joined, parts
+from ftjob.model.arrays import ALIGNED, Arena, joined, parts
 from ftjob.model.packing import Packing, padded
-from ftjob.model.stage import Entry, Part, Stage, make_stage
+from ftjob.model.stage import Part, Stage, make_stage
 from ftjob.tasks.base import Row, Scored, ScoreRequest
 
 sys.path.append(str(Path(__file__).parent.parent / "model"))
@@ -114,8 +114,12 @@ def encoded(ways: int, device: torch.device) -> list[torch.Tensor]:
     ids = torch.randint(61, (sum(lengths),), generator=torch.Generator().manual_seed(1))
 
     def read(group: Comm) -> torch.Tensor:
-        entry = Entry(ids.to(device), lengths)
-        return stage_of(T5, group, device).enter(entry.ids, entry, [], lambda: None).cpu()
+        entry = stage_of(T5, group, device).entry(ids.tolist(), lengths, Arena(device))
+        return (
+            stage_of(T5, group, device)
+            .enter(entry.ids, entry, [], lambda: None)
+            .cpu()[: sum(lengths)]
+        )
 
     return [read(Solo())] if ways == 1 else run_group(ways, read)
 

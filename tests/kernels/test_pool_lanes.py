@@ -8,6 +8,7 @@ from ftjob.batching import Chunk
 from ftjob.decode.cohorts import Books
 from ftjob.decode.pool import PoolLanes
 from ftjob.model.arch import Arch
+from ftjob.model.arrays import Arena
 from ftjob.plan_generation import Generation
 from ftjob.tasks.base import GenerateRequest, Row
 
@@ -37,5 +38,5 @@ def test_what_fits_can_enter() -> None:
     assert not lanes.fits(chunk((4, 4), (5, 1))), "the row of 6 enters first and takes the 8"
     wanted = chunk((4, 2), (5, 3))
     assert lanes.fits(wanted)
-    lanes.enter(books.enter(wanted))
+    lanes.enter(books.enter(wanted), Arena(torch.device("cpu")))
     assert lanes._extents.take([1]) is None

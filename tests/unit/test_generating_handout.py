@@ -28,6 +28,8 @@ from ftjob.decode.loop import Finished, Generator
 from ftjob.handout import Handout
 from ftjob.link import Done, LocalLink, Message, Work
 from ftjob.model.arch import Arch
+from ftjob.model.arrays import Arena
+from ftjob.model.decoder import DecoderStage
 from ftjob.model.families import family
 from ftjob.model.stage import Entry
 from ftjob.plan import Machine, Plan, make_plan
@@ -56,9 +58,15 @@ class Wire(LocalLink):
 class Silent:
     """The whole model in one device: whatever it is asked, every id is as likely."""
 
+    def entry(self, ids: list[int], lengths: list[int], arena: Arena) -> Entry:
+        assert lengths == sorted(lengths, reverse=True)
+        assert sum(lengths) == len(ids)
+        return DecoderStage.entry(self, ids, lengths, arena)
+
+    def form(self, rows: int) -> tuple[tuple[int, ...], torch.dtype]:
+        return (rows, 1), torch.float32
+
     def enter(self, x: torch.Tensor, entry: Entry, *_: Any) -> torch.Tensor:
-        assert list(entry.lengths) == sorted(entry.lengths, reverse=True)
-        assert sum(entry.lengths) == len(x)
         return NOTHING
 
     def step(self, x: torch.Tensor, *_: Any) -> torch.Tensor:
