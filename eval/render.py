@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from eval.bench.batch_one import render_batch_one
 from eval.bench.parts import render_parts
 from eval.bench.render import render_bench
 from eval.bench.sides_page import render_sides
@@ -23,6 +24,7 @@ def render(name: str) -> str:
     raw = read_raw(name)
     renderers = {
         "suite": render_suite,
+        "batch_one": render_batch_one,
         "bench": render_bench,
         "load": render_load,
         "kills": render_kills,
