@@ -282,6 +282,8 @@ class Embedding(nn.Module):
     def forward(self, ids: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
         """ids and positions [N] int64 -> [N, H] in the residual's dtype; positions where the model
         has vectors for them."""
+        if kernels.used(ids.device):
+            return self._in_one_launch(ids, positions)
         if self.group.size == 1:
             x = F.embedding(ids, self.tokens)
         else:
@@ -293,6 +295,15 @@ class Embedding(nn.Module):
             assert positions is not None
             x = x + F.embedding(positions, self.positions)
         return x.to(self.dtype)
+
+    def _in_one_launch(self, ids: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        """The GPU's kernel; the first of a group has the positions in its part of the sum."""
+        # imported here because a machine without a GPU may be without triton
+        from ftjob.kernels.embed import embed
+
+        table = self.positions if self.group.rank == 0 else None
+        x = embed(ids, self.tokens, self.first_id, positions, table, self.dtype)
+        return x if self.group.size == 1 else self.group.all_reduce(x)
 
 
 class Mlp(nn.Module):

@@ -61,12 +61,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
 
 def stage_of(arch: Arch, group: Comm, device: torch.device, part: Part | None = None) -> Stage:
-    """A stage of random numbers, others on each rank."""
+    """A stage of random numbers, others on each rank but for positions: of these one rank's go into
+    the sum."""
     part = part or Part(range(arch.layers), range(arch.encoder_layers), True, True)
     stage = make_stage(arch, part, "float", (torch.float32, device), group)
     made = torch.Generator().manual_seed(group.rank)
     for name, parameter in list(stage.named_parameters()):
-        value = torch.randn(parameter.shape, generator=made) * 0.3
+        own = torch.Generator().manual_seed(9) if name == "embed.positions" else made
+        value = torch.randn(parameter.shape, generator=own) * 0.3
         about = 1.0 if "norm" in name and name.endswith("weight") else 0.0
         stage.fill(name, value.to(device) + about, False)
     return stage
