@@ -87,7 +87,8 @@ def scored(devices: Devices, requests: Sequence[ScoreRequest]) -> Runner:
 
 def continued(devices: Devices, pairs: Sequence[Pair], ids: Sequence[list[int]]) -> Runner:
     """A pass over rows of such ids, each continued to the length of its pair. The threads are made
-    anew for each pass, outside of its time: they end with their rows."""
+    anew for each pass, outside of its time: they end with their rows. So each captures its steps,
+    which is outside of its time too."""
     requests = [
         GenerateRequest(Row(i, i + 1, str(i).encode(), None), str(i), source, pair.target)
         for i, (source, pair) in enumerate(zip(ids, pairs, strict=True))
@@ -101,7 +102,10 @@ def continued(devices: Devices, pairs: Sequence[Pair], ids: Sequence[list[int]])
         return Outcome(sum(pair.target for pair in pairs), None)
 
     return Runner(
-        lambda: list(devices.answers(formed(devices.job, requests))), judge, devices.start
+        lambda: list(devices.answers(formed(devices.job, requests))),
+        judge,
+        devices.start,
+        lambda: ready_phases(devices.phases).get("capture", 0.0),
     )
 
 
@@ -161,9 +165,9 @@ def in_turn(
 def one_pass(runner: Runner) -> float:
     """Seconds of a pass, whose answers are judged after it."""
     runner.ready()
-    start = time.perf_counter()
+    before, start = runner.apart(), time.perf_counter()
     answers = runner.run()
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start - (runner.apart() - before)
     runner.judge(answers)
     return seconds
 
