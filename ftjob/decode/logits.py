@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from ftjob import kernels
 from ftjob.comm import Comm
 
 # Fewer columns than this are searched as they are.
@@ -31,19 +32,14 @@ def top_logprobs(
     # a block's logits stay in a CPU's cache from one look to the next
     blocks = torch.split(logits, BLOCK) if logits.device.type == "cpu" else (logits,)
     parts = [_look(block, held) for block in blocks]
-    values, ids, norm = (torch.cat(part) for part in zip(*parts, strict=True))
+    values, ids, norm = parts[0]
+    if len(parts) > 1:
+        values, ids, norm = (torch.cat(part) for part in zip(*parts, strict=True))
     if group.size == 1:
         return values, ids, norm
-    # a rank may hold nothing but padding
-    norm = norm.masked_fill(values[:, 0] == -torch.inf, -torch.inf)
     bits = (ids + group.rank * columns).to(torch.int32).view(torch.float32)
-    every = group.all_gather(torch.cat((values, bits, norm.unsqueeze(1)), dim=1))  # [T, M, 2h + 1]
-    merged = every[..., : 2 * held].transpose(0, 1)  # [M, T, 2h]
-    values, order = (
-        merged[..., :held].flatten(1).sort(dim=1, descending=True, stable=True)
-    )  # [M, T * h]; ids rise with the rank, so stable keeps equal values by rising id
-    ids = merged[..., held:].flatten(1).view(torch.int32).gather(1, order[:, :k]).long()
-    return values[:, :k], ids, every[..., -1].logsumexp(dim=0)
+    found = torch.cat((values, bits, norm.unsqueeze(1)), dim=1)
+    return _merged(group.all_gather(found), k)
 
 
 def log_norm(logits: torch.Tensor, group: Comm) -> torch.Tensor:
@@ -61,14 +57,33 @@ def whole_vocabulary(logits: torch.Tensor, group: Comm) -> torch.Tensor:
 
 def _look(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The k highest values of each row, their columns, and the row's log(sum(exp(logits)))."""
-    if logits.is_cuda:
+    if kernels.used(logits.device):
         # imported here because a machine without a GPU may be without triton
         from ftjob.kernels.highest import MOST, highest
 
         if k <= MOST:
             return highest(logits, k)
     values, columns = _highest(logits, k)
-    return values, columns, log_sum_exp(logits, values[:, :1])
+    # a rank may hold nothing but padding
+    norm = log_sum_exp(logits, values[:, :1]).masked_fill(values[:, 0] == -torch.inf, -torch.inf)
+    return values, columns, norm
+
+
+def _merged(every: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The k highest values of each row, their ids and the norm of all columns, of what T ranks have
+    found: [T, M, 2h + 1], values, the bits of ids, norm."""
+    if kernels.used(every.device):
+        from ftjob.kernels.highest import MOST, merge
+
+        if k <= MOST:
+            return merge(every, k)
+    held = every.shape[2] // 2
+    both = every[..., : 2 * held].transpose(0, 1)  # [M, T, 2h]
+    values, order = (
+        both[..., :held].flatten(1).sort(dim=1, descending=True, stable=True)
+    )  # [M, T * h]; ids rise with the rank, so stable keeps equal values by rising id
+    ids = both[..., held:].flatten(1).view(torch.int32).gather(1, order[:, :k]).long()
+    return values[:, :k], ids, every[..., -1].logsumexp(dim=0)
 
 
 def log_sum_exp(logits: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ftjob import kernels
 from ftjob.comm import Comm
 from ftjob.config.groups import DecodeConfig
 from ftjob.config.options import RowOptions
 from ftjob.decode import choose
 from ftjob.decode.choose import Choice, Draws
 from ftjob.decode.draws import uniform
+from ftjob.decode.logits import top_logprobs
 from ftjob.decode.processors import NOBODY, Processors
 from ftjob.decode.search import Advance, Harvest, SearchRow, grown, smallest_ties
 from ftjob.model.arrays import Array, sent
@@ -128,6 +130,8 @@ class Sampling:
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
         """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten."""
         n = len(logits) // self.beams
+        if kernels.used(self._device) and self._plain(n):
+            return self._take(n, logits, group)
         self._processors.apply(logits, group)
         choice = self._choose(n, logits, group)
         ids = choice.ids.view(n, self.beams)
@@ -141,6 +145,21 @@ class Sampling:
         self._decay(n, ids)
         self._length[:n], self._done[:n] = length, done
         return Advance(ids, self._lanes[:n], done.all(dim=1))
+
+    def _plain(self, n: int) -> bool:
+        """Whether all lanes take the likeliest token, and no row asks for edits or stop words."""
+        kinds = [lanes.kind for lanes in self._planned(n)]
+        return kinds == ["greedy"] and self._processors.kind(n) is not None
+
+    def _take(self, n: int, logits: torch.Tensor, group: Comm) -> Advance:
+        """`advance` of a plain step, in one kernel behind the look at the logits."""
+        # imported here because a machine without a GPU may be without triton
+        from ftjob.kernels.greedy import take
+
+        found = top_logprobs(logits, min(2, self._vocab), group)
+        steps, state = (self._ids, self._figures), (self._length, self._done)
+        ids, finished = take(found, steps, state, self._limit, self._processors.ends)
+        return Advance(ids, self._lanes[:n], finished)
 
     def _decay(self, n: int, ids: torch.Tensor) -> None:
         """top_p after a token (Lee et al. 2022, arXiv 2206.04624, section 3.2)."""
