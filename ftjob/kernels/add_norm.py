@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ftjob.kernels.early import starts_early
+
 # Elements of a row that a warp holds: 16 bytes a thread of half precision, once.
 PER_WARP = 256
 MAX_WARPS = 16
@@ -30,7 +32,7 @@ def add_norm(
     (weight * x / sqrt(mean(x^2) + eps)).
 
     Sums and statistics are f32, of the sum as it is kept. Without a product the residual itself is
-    given back.
+    given back. The last launch before this one writes neither weight nor biases.
     """
     rows, width = residual.shape
     residual = residual.contiguous()
@@ -38,6 +40,7 @@ def add_norm(
     normed = torch.empty((rows, width), dtype=weight.dtype, device=residual.device)
     padded = triton.next_power_of_2(width)
     if rows:
+        early = starts_early(residual.device)
         _add_norm[(rows,)](
             residual,
             residual if product is None else product.contiguous(),
@@ -53,6 +56,8 @@ def add_norm(
             PRODUCT_BIAS=product_bias is not None,
             BIAS=bias is not None,
             CENTRED=centred,
+            PDL=early,
+            launch_pdl=early,
             num_warps=min(MAX_WARPS, max(1, padded // PER_WARP)),
         )
     return total, normed
@@ -74,23 +79,33 @@ def _add_norm(
     PRODUCT_BIAS: tl.constexpr,
     BIAS: tl.constexpr,
     CENTRED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """One row."""
     row = tl.program_id(0).to(tl.int64) * WIDTH
     columns = tl.arange(0, PADDED)
     inside = columns < WIDTH
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    factor = tl.load(weight + columns, mask=inside, other=0.0)
+    if BIAS:
+        shift = tl.load(bias + columns, mask=inside, other=0.0)
+    if PRODUCT_BIAS:
+        offset = tl.load(product_bias + columns, mask=inside, other=0.0)
+    if PDL:  # the rest may be what earlier launches write
+        tl.extra.cuda.gdc_wait()
     x = tl.load(residual + row + columns, mask=inside, other=0.0).to(tl.float32)
     if ADDS:
         added = tl.load(product + row + columns, mask=inside, other=0.0).to(tl.float32)
         if PRODUCT_BIAS:
-            added += tl.load(product_bias + columns, mask=inside, other=0.0).to(tl.float32)
+            added += offset.to(tl.float32)
         kept = (x + added).to(total.dtype.element_ty)
         tl.store(total + row + columns, kept, mask=inside)
         x = kept.to(tl.float32)
     if CENTRED:
         x = tl.where(inside, x - tl.sum(x, 0) / WIDTH, 0.0)
     y = x * tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
-    y *= tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    y *= factor.to(tl.float32)
     if BIAS:
-        y += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+        y += shift.to(tl.float32)
     tl.store(normed + row + columns, y.to(normed.dtype.element_ty), mask=inside)

@@ -11,11 +11,14 @@ import torch
 import triton
 import triton.language as tl
 
+from ftjob.kernels.early import starts_early
 from ftjob.kernels.few_rows_configs import Config, config_of
 from ftjob.model.arch import Activation
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 TWICE_SQRT_2_OVER_PI = tl.constexpr(1.5957691216057308)
+# So many times 16 bytes of x's inputs a thread holds of W while it waits for x: 64 registers.
+AT_ONCE = 16
 
 
 def few_rows(
@@ -34,7 +37,8 @@ def few_rows(
     W is of any float dtype, or int8 with `scale` f32 [N]: the sum of x * int8 is scaled, which is
     exact but for the rounding of f32; the way of other devices rounds scale * int8 to the dtype of
     x first. Sums are f32, exact ones for f32 x, and added in the same order every time. `arrived`
-    is what `arrivals` gives, zero before and after. `config` is for those who measure one.
+    is what `arrivals` gives, zero before and after. `config` is for those who measure one. The last
+    launch before this one writes neither W nor scale nor bias, which may be read while it runs.
     """
     assert x.stride(1) == weight.stride(1) == 1
     (rows, inputs), outputs = x.shape, weight.shape[0]
@@ -49,6 +53,7 @@ def few_rows(
     if splits > 1:
         assert blocks <= len(arrived)
         sums = torch.empty((splits, rows, outputs), device=x.device)
+    early = starts_early(x.device)
     _product[(blocks, splits)](
         x,
         weight,
@@ -68,10 +73,13 @@ def few_rows(
         SHARE=share,
         SPLITS=splits,
         VECTOR=0 if chosen.depth else vector,
+        AHEAD=min(share, max(1, AT_ONCE // chosen.columns)),
         EVEN=inputs == share * splits * depth,
         SCALED=scale is not None,
         BIASED=bias is not None,
         ACTIVATION=activation,
+        PDL=early,
+        launch_pdl=early,
         num_warps=chosen.warps,
         num_stages=chosen.stages,
     )
@@ -98,10 +106,12 @@ def _product(
     SHARE: tl.constexpr,
     SPLITS: tl.constexpr,
     VECTOR: tl.constexpr,
+    AHEAD: tl.constexpr,
     EVEN: tl.constexpr,
     SCALED: tl.constexpr,
     BIASED: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """A block of columns, SHARE pieces of their inputs; the last part to come adds all parts up, in
     their order."""
@@ -111,10 +121,17 @@ def _product(
     x_at = x + lanes.to(tl.int64) * x_stride
     weight_at = weight + columns.to(tl.int64) * weight_stride
     first = split * SHARE * DEPTH
+    if SCALED:
+        factor = tl.load(scale + columns, mask=inside, other=0.0)
+    if BIASED:
+        addend = tl.load(bias + columns, mask=inside, other=0.0)
     if VECTOR == 0:
-        acc = _by_matrices(x_at, weight_at, there, inside, first, INPUTS, DEPTH, SHARE, EVEN)
+        acc = _by_matrices(x_at, weight_at, there, inside, first, INPUTS, DEPTH, SHARE, EVEN, PDL)
     else:
-        acc = _plain(x_at, weight_at, there, inside, first, INPUTS, DEPTH, SHARE, VECTOR, EVEN)
+        acc = _plain(
+            *(x_at, weight_at, there, inside, first),
+            *(INPUTS, DEPTH, SHARE, VECTOR, AHEAD, EVEN, PDL),
+        )
 
     at = lanes[:, None] * outputs + columns[None, :]
     mine = there[:, None] & inside[None, :]
@@ -131,9 +148,9 @@ def _product(
                 acc += tl.load(sums + other * part + at, mask=mine, other=0.0, cache_modifier=".cg")
     if last:
         if SCALED:
-            acc *= tl.load(scale + columns, mask=inside, other=0.0)[None, :]
+            acc *= factor[None, :]
         if BIASED:
-            acc += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
+            acc += addend.to(tl.float32)[None, :]
         tl.store(out + at, _activated(acc, ACTIVATION).to(out.dtype.element_ty), mask=mine)
 
 
@@ -148,26 +165,51 @@ def _plain(
     DEPTH: tl.constexpr,
     SHARE: tl.constexpr,
     VECTOR: tl.constexpr,
+    AHEAD: tl.constexpr,
     EVEN: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """Sums of products, f32 [ROWS, COLUMNS]. A piece is VECTOR inputs for every thread, so all of
-    the threads lie along the inputs, in x and W alike, and nothing is exchanged until the end."""
+    the threads lie along the inputs, in x and W alike, and nothing is exchanged until the end.
+    AHEAD pieces of W are loaded before x is there."""
     pieces: tl.constexpr = DEPTH // VECTOR
     ROWS: tl.constexpr = x_at.shape[0]
     COLUMNS: tl.constexpr = weight_at.shape[0]
+    x_at, there = x_at[:, None, None], there[:, None, None]
+    weight_at, inside = weight_at[None, :, None], inside[None, :, None]
+    held = ()
+    for i in tl.static_range(AHEAD):
+        held += (_piece(weight_at, inside, first + i * DEPTH, INPUTS, DEPTH, VECTOR, EVEN),)
+    if PDL:  # the next launch's W comes behind this one's
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     acc = tl.zeros((ROWS, COLUMNS, pieces), tl.float32)
     # unrolled, so that a thread's loads are all under way together
     for i in tl.static_range(SHARE):
-        # of int8, too, a thread loads VECTOR
-        at = tl.max_contiguous(first + i * DEPTH + tl.arange(0, DEPTH), VECTOR)[None, None, :]
-        x_mask, weight_mask = there[:, None, None], inside[None, :, None]
-        if not EVEN:
-            x_mask, weight_mask = x_mask & (at < INPUTS), weight_mask & (at < INPUTS)
-        w = tl.load(weight_at[None, :, None] + at, mask=weight_mask, other=0.0)
-        own = tl.load(x_at[:, None, None] + at, mask=x_mask, other=0.0)
+        start = first + i * DEPTH
+        w = held[i] if i < AHEAD else _piece(weight_at, inside, start, INPUTS, DEPTH, VECTOR, EVEN)
+        own = _piece(x_at, there, start, INPUTS, DEPTH, VECTOR, EVEN)
         product = own.to(tl.float32) * w.to(tl.float32)
         acc += tl.sum(tl.reshape(product, (ROWS, COLUMNS, pieces, VECTOR)), 3)
     return tl.sum(acc, 2)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _piece(
+    at_rows,
+    known,
+    start,
+    INPUTS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # type: ignore[no-untyped-def]
+    """DEPTH inputs from `start` on, of x [ROWS, 1, DEPTH] or of W [1, COLUMNS, DEPTH]."""
+    # of int8, too, a thread loads VECTOR
+    at = tl.max_contiguous(start + tl.arange(0, DEPTH), VECTOR)[None, None, :]
+    if not EVEN:
+        known = known & (at < INPUTS)
+    return tl.load(at_rows + at, mask=known, other=0.0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -181,8 +223,12 @@ def _by_matrices(
     DEPTH: tl.constexpr,
     SHARE: tl.constexpr,
     EVEN: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """The same by tensor cores, where the columns are their longer side."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     acc = tl.zeros((weight_at.shape[0], x_at.shape[0]), tl.float32)
     for i in range(SHARE):
         at = first + i * DEPTH + tl.arange(0, DEPTH)

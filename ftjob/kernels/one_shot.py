@@ -20,6 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ftjob.kernels.early import starts_early
+
 # Words that a warp holds: 8 a thread.
 PER_WARP, MAX_WARPS = 256, 16
 _TYPES = MappingProxyType(
@@ -66,7 +68,8 @@ def sum_and_norm(
     centred: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What `add_norm` gives of the sum of `product` [N, H] over the group, in its own words:
-    residual + (sum + product_bias) [N, H], and the norm of that."""
+    residual + (sum + product_bias) [N, H], and the norm of that. The last launch before this
+    one writes neither weight nor biases."""
     residual = residual.contiguous()
     total = torch.empty_like(residual)
     normed = torch.empty(residual.shape, dtype=weight.dtype, device=residual.device)
@@ -97,6 +100,7 @@ def _launch(
     if not rows:
         return
     padded = triton.next_power_of_2(words)
+    early = starts_early(x.device)
     _sum[(rows,)](
         x.view(torch.int32),
         mail.slots,
@@ -122,6 +126,8 @@ def _launch(
         PRODUCT_BIAS=product_bias is not None,
         BIAS=bias is not None,
         CENTRED=centred,
+        PDL=early,
+        launch_pdl=early,
         num_warps=min(MAX_WARPS, max(1, padded // PER_WARP)),
     )
 
@@ -132,6 +138,7 @@ def gather_rows(mail: Mailbox, x: torch.Tensor) -> torch.Tensor:
     out = torch.empty((mail.ways, *x.shape), dtype=x.dtype, device=x.device)
     count = x.numel() * x.element_size() // 4
     if count:
+        early = starts_early(x.device)
         _gather[(triton.cdiv(count, mail.words),)](
             x.view(-1).view(torch.int32),
             mail.slots,
@@ -144,6 +151,8 @@ def gather_rows(mail: Mailbox, x: torch.Tensor) -> torch.Tensor:
             WAYS=mail.ways,
             ROWS=mail.rows,
             ROOM=mail.words,
+            PDL=early,
+            launch_pdl=early,
             num_warps=min(MAX_WARPS, max(1, mail.words // PER_WARP)),
         )
     return out
@@ -239,24 +248,34 @@ def _sum(
     PRODUCT_BIAS: tl.constexpr,
     BIAS: tl.constexpr,
     CENTRED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """One row."""
     row = tl.program_id(0)
     words = tl.arange(0, PADDED)
     known = words < WORDS
+    columns = tl.arange(0, PADDED * EACH)
+    inside = columns < WORDS * EACH
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    if NORMS:
+        factor = tl.load(weight + columns, mask=inside, other=0.0)
+        if PRODUCT_BIAS:
+            offset = tl.load(product_bias + columns, mask=inside, other=0.0)
+        if BIAS:
+            shift = tl.load(bias + columns, mask=inside, other=0.0)
+    if PDL:  # counts and mail, too, are earlier launches'
+        tl.extra.cuda.gdc_wait()
     epoch = tl.load(epochs + row) + 1
     left = tl.where(tl.load(failed) != 0, 0, tries)
     mine = tl.load(x + row.to(tl.int64) * WORDS + words, mask=known, other=0)
     _send(mine, slots, row, words, known, epoch, RANK, WAYS, ROWS, ROOM)
-    columns = tl.arange(0, PADDED * EACH)
-    inside = columns < WORDS * EACH
     at = row.to(tl.int64) * (WORDS * EACH) + columns
     # what does not depend on the peers is loaded while their words travel
     if NORMS:
         kept = tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-        factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
         if PRODUCT_BIAS:
-            kept += tl.load(product_bias + columns, mask=inside, other=0.0).to(tl.float32)
+            kept += offset.to(tl.float32)
     sums = tl.zeros((PADDED * EACH,), tl.float32)
     for source in tl.static_range(WAYS):
         got = mine
@@ -271,9 +290,9 @@ def _sum(
         y = y.to(tl.float32)
         if CENTRED:
             y = tl.where(inside, y - tl.sum(y, 0) / (WORDS * EACH), 0.0)
-        y = y * tl.rsqrt(tl.sum(y * y, 0) / (WORDS * EACH) + eps) * factor
+        y = y * tl.rsqrt(tl.sum(y * y, 0) / (WORDS * EACH) + eps) * factor.to(tl.float32)
         if BIAS:
-            y += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+            y += shift.to(tl.float32)
         tl.store(normed + at, y.to(normed.dtype.element_ty), mask=inside)
     else:
         tl.store(total + at, sums.to(total.dtype.element_ty), mask=inside)
@@ -293,8 +312,12 @@ def _gather(
     WAYS: tl.constexpr,
     ROWS: tl.constexpr,
     ROOM: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """A block of words."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     block = tl.program_id(0)
     words = tl.arange(0, ROOM)
     at = block * ROOM + words

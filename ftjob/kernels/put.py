@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ftjob.kernels.early import starts_early
+
 
 def put(pool: torch.Tensor, cells: torch.Tensor, kv: torch.Tensor) -> None:
     """pool [2, heads, cells, size] at `cells` [N] int64 becomes kv [N, 2 * heads * size], which may
@@ -17,6 +19,7 @@ def put(pool: torch.Tensor, cells: torch.Tensor, kv: torch.Tensor) -> None:
     _, heads, count, size = pool.shape
     width = heads * size
     if len(cells):
+        early = starts_early(pool.device)
         _put[(len(cells), 2)](
             pool,
             cells,
@@ -26,6 +29,8 @@ def put(pool: torch.Tensor, cells: torch.Tensor, kv: torch.Tensor) -> None:
             SIZE=size,
             WIDTH=width,
             PADDED=triton.next_power_of_2(width),
+            PDL=early,
+            launch_pdl=early,
             num_warps=4,
         )
 
@@ -40,8 +45,12 @@ def _put(
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """A token's keys, or its values."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     token, half = tl.program_id(0), tl.program_id(1)
     columns = tl.arange(0, PADDED)
     inside = columns < WIDTH

@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ftjob.kernels.early import starts_early
+
 # What the table [rows, FIELDS] int64 has of a row: the first of its cells; cells of its source, of
 # its prompt behind that; steps made, and how many its cells have room for.
 BASE, SOURCE, PREFIX, STEPS, MOST = range(5)
@@ -79,6 +81,7 @@ def step_attention(
     out = torch.empty((q.shape[0], heads * size), dtype=q.dtype, device=q.device)
     splits = splits_of(rows, heads)
     exact = q.dtype == torch.float32
+    early = starts_early(q.device)
     _look[(rows, heads, splits)](
         q,
         q if new is None else new,
@@ -102,6 +105,8 @@ def step_attention(
         OWN=new is not None,
         REACH=0 if bias is None else bias.shape[1] // 2,
         BIASED=bias is not None,
+        PDL=early,
+        launch_pdl=early,
         num_warps=1,
     )
     return out
@@ -131,9 +136,13 @@ def _look(
     OWN: tl.constexpr,
     REACH: tl.constexpr,
     BIASED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """A part of a row's keys for one head, with a running maximum (Dao et al. 2022, arXiv
     2205.14135, algorithm 1); the last part to come puts all together."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     heads, splits = tl.num_programs(1), tl.num_programs(2)
     about = table + row * 5
