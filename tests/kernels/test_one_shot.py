@@ -18,14 +18,14 @@ from ftjob.kernels.add_norm import add_norm
 from ftjob.kernels.one_shot import Mailbox, gather_rows, sum_and_norm, sum_rows
 
 T = TypeVar("T")
-CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 
 
 def group(ways: int, rows: int = 4, words: int = 16) -> list[Mailbox]:
     """The mailboxes of all ranks."""
-    posts = [Post.of(ways, rows, words, CPU) for _ in range(ways)]
-    return mailboxes(posts, [CPU] * ways, tries=1)
+    posts = [Post.of(ways, rows, words, DEVICE) for _ in range(ways)]
+    return mailboxes(posts, [DEVICE] * ways, tries=1)
 
 
 def together(boxes: list[Mailbox], call: Callable[[Mailbox, int], T]) -> list[T]:
@@ -45,7 +45,8 @@ def together(boxes: list[Mailbox], call: Callable[[Mailbox, int], T]) -> list[T]
 def test_every_rank_gets_the_same_sums(ways: int, dtype: torch.dtype) -> None:
     boxes, made = group(ways, words=20), torch.Generator().manual_seed(ways)
     for turn in range(5):
-        xs = [torch.randn(1 + turn % 4, 20, generator=made).to(dtype) for _ in range(ways)]
+        xs = [torch.randn(1 + turn % 4, 20, generator=made) for _ in range(ways)]
+        xs = [x.to(DEVICE, dtype) for x in xs]
         wanted = sum(x.float() for x in xs)
         for found in together(boxes, lambda box, rank, xs=xs: sum_rows(box, xs[rank])):
             assert torch.equal(found, wanted.to(dtype))
@@ -55,8 +56,8 @@ def test_every_rank_gets_the_same_sums(ways: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("centred", [True, False])
 def test_sums_are_normed_as_they_are_elsewhere(dtype: torch.dtype, centred: bool) -> None:
     made = torch.Generator().manual_seed(7)
-    residual, *xs = (torch.randn(3, 24, generator=made).to(dtype) for _ in range(3))
-    weight, bias, added = (torch.randn(24, generator=made).to(dtype) for _ in range(3))
+    residual, *xs = (torch.randn(3, 24, generator=made).to(DEVICE, dtype) for _ in range(3))
+    weight, bias, added = (torch.randn(24, generator=made).to(DEVICE, dtype) for _ in range(3))
     given = (added, weight, bias, 1e-5) if centred else (None, weight, None, 1e-5)
     found = together(
         group(2, words=24),
@@ -75,22 +76,27 @@ def test_sums_are_normed_as_they_are_elsewhere(dtype: torch.dtype, centred: bool
 def test_everybodys_words_in_order(dtype: torch.dtype) -> None:
     boxes = group(3)
     for first in (0, 7):
-        xs = [(torch.arange(25).view(5, 5) + first + 100 * rank).to(dtype) for rank in range(3)]
+        xs = [
+            (torch.arange(25).view(5, 5) + first + 100 * rank).to(DEVICE, dtype)
+            for rank in range(3)
+        ]
         for found in together(boxes, lambda box, rank, xs=xs: gather_rows(box, xs[rank])):
             assert torch.equal(found, torch.stack(xs))
 
 
 def test_a_peer_that_stays_away_is_told_and_never_waited_for_again() -> None:
     box, other = group(2)
-    sum_rows(box, torch.ones(1, 16))
+    sum_rows(box, torch.ones(1, 16, device=DEVICE))
     assert (box.failed.item(), box.kept[-1].item(), other.failed.item()) == (1, 1, 0)
-    sum_rows(replace(box, tries=10**9), torch.ones(1, 16))  # would wait for ever
+    sum_rows(replace(box, tries=10**9), torch.ones(1, 16, device=DEVICE))  # would wait for ever
 
 
 def test_words_of_another_epoch_are_not_taken() -> None:
     box, other = group(2)
     for epoch in range(4):
-        sum_rows(other, torch.full((1, 16), float(epoch)))
+        sum_rows(other, torch.full((1, 16), float(epoch), device=DEVICE))
         other.failed.zero_()
-    sum_rows(box, torch.zeros(1, 16))  # of epoch 1: its memory has the words of 3 by now
+    sum_rows(
+        box, torch.zeros(1, 16, device=DEVICE)
+    )  # of epoch 1: its memory has the words of 3 by now
     assert box.failed.item() == 1
