@@ -12,8 +12,12 @@ from pathlib import Path
 
 # Runs its command with the one GPU of its rank.
 ONE_GPU = Path(__file__).with_name("one_gpu.sh")
-# Open MPI asks root to be sure, counts cores as places, and binds a rank to one of them.
-OPEN_MPI = ("--allow-run-as-root", "--oversubscribe", "--bind-to", "none")
+# Open MPI asks root to be sure, counts cores as places, binds a rank to one of them, and wants a
+# way to other machines although there are none.
+OPEN_MPI = (
+    *("--allow-run-as-root", "--oversubscribe", "--bind-to", "none"),
+    *("--mca", "plm_rsh_agent", "sh"),
+)
 
 
 def mpirun(ranks: int, *, one_gpu: bool = False) -> list[str]:

@@ -8,6 +8,7 @@ the device: a peer that stays away shows where the host waits for answers.
 
 from __future__ import annotations
 
+import ctypes
 import time
 from datetime import timedelta
 from typing import Any
@@ -50,10 +51,13 @@ class Meet:
         return PrefixStore(name, store)
 
     def group(self, name: str, rank: int, size: int) -> Any:
-        """One device's end of a communicator."""
+        """One device's end of a communicator, which lives until the process ends: to take it down
+        is to wait for others, who may be gone."""
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = NEVER
-        return dist.ProcessGroupNCCL(self.store(name), rank, size, options)
+        made = dist.ProcessGroupNCCL(self.store(name), rank, size, options)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
+        return made
 
     def wait(self, name: str, size: int, pulse: Pulse) -> None:
         """Return when `size` threads have come here."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -77,7 +78,9 @@ def overrides(layout: str, devices: int) -> tuple[str, ...]:
 
 class Runs:
     """Runs by layout: "cpu", "one", a split as threads of one rank such as "tensor", or one as two
-    ranks such as "tensor ranks". They begin together and are waited for one by one."""
+    ranks such as "tensor ranks". They begin together and are waited for one by one; those of a
+    tensor group are run after all others. GPUs that share their time with other processes' wait
+    for each other a time slice long in every sum."""
 
     def __init__(self, folder: Path) -> None:
         self._place = Place(folder)
@@ -85,10 +88,17 @@ class Runs:
         (folder / "several.py").write_text(SEVERAL, encoding="utf-8")
         self._pool = ThreadPoolExecutor(8 if DEVICE == "cuda" else 1)
         self._begun: dict[tuple[str, str], Future[Ended]] = {}
+        self._later: dict[str, list[str]] = {}
 
     def begin(self, layout: str, *tasks: str) -> None:
         """Begin the runs of a layout for these tasks, those that have not begun."""
-        todo = [task for task in tasks if (layout, task) not in self._begun]
+        if layout.startswith("tensor") and DEVICE == "cuda":
+            self._later.setdefault(layout, []).extend(tasks)
+        else:
+            self._begin(layout, tasks)
+
+    def _begin(self, layout: str, tasks: Sequence[str]) -> None:
+        todo = list(dict.fromkeys(task for task in tasks if (layout, task) not in self._begun))
         if layout.endswith("ranks"):  # MPI begins and ends once a process
             for task in todo:
                 self._begun[layout, task] = self._pool.submit(partial(self._as_ranks, layout, task))
@@ -98,6 +108,10 @@ class Runs:
 
     def __call__(self, layout: str, task: str) -> Path:
         """The folder of a run that ended well, with every row answered once."""
+        if (layout, task) not in self._begun:
+            wait(self._begun.values())
+            alone = [task] if layout.endswith("ranks") else self._later[layout]
+            self._begin(layout, alone)
         done = self._begun[layout, task].result()
         run = self._place.cwd / f"{layout} {task}"
         assert (run / "results.json").exists(), f"{done.out}\n{done.err}"
