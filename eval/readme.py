@@ -5,8 +5,9 @@ Each part stands between `<!-- NAME -->` and `<!-- /NAME -->`; a test renders ag
 
 from __future__ import annotations
 
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from eval.record import read_raw
@@ -49,9 +50,31 @@ def scores(suite: str) -> str:
     return "\n".join(suite_table(suite, read_raw(suite))) + "\n"
 
 
+def gpus() -> str:
+    """The table of one GPU's times, medians in ms, beside those of other engines."""
+    lines = [
+        "| one H200 | ftjob | transformers | FasterTransformer, given |",
+        "| --- | --- | --- | --- |",
+    ]
+    for made in read_raw("h200")["workloads"].values():
+        own, *peers = made["contenders"]
+        step = made["figure"] == "step"
+        ours = _ms([own["step_s"]] if step else own["seconds"])
+        theirs = [_ms(peer["seconds"]) for peer in peers if peer["seconds"]]
+        cells = (made["title"], ours, theirs[0] if theirs else "-", made["given"]["ft"] or "-")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ms(seconds: Sequence[float]) -> str:
+    median = 1e3 * statistics.median(seconds)
+    return f"{median:.0f}" if median >= 100 else f"{median:.3g}"
+
+
 PARTS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("results", lambda: scores("lambada_demo")),
     ("translation", lambda: scores("multi30k_demo")),
+    ("gpus", gpus),
     ("commands", commands),
     ("groups", groups),
     ("keys", lambda: render_table(GROUPS)),

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=1000, help="of each data set, at most")
     parser.add_argument("--at-once", type=int, default=4, help="runs at a time")
     parser.add_argument("--raw", type=Path, default=RAW, help="file to write")
-    parser.add_argument("--commit", help="the commit, where this is no checkout of git")
+    parser.add_argument("--commit", help="the commit, where git here does not know it")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of every run")
     given = parser.parse_intermixed_args(arguments)
     cases = list(itertools.product(TASKS, DTYPES, (False, True)))
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for i, (task, dtype) in enumerate(itertools.product(TASKS, DTYPES))
         ]
     about = provenance(" ".join([COMMAND, f"--rows {given.rows}", *given.overrides]))
-    about["commit"] = about["commit"] or given.commit
+    about["commit"] = given.commit or about["commit"]
     raw = {
         **{"kind": NAME, "title": TITLE, "text": TEXT, **about},
         **{"devices": names(status), "cases": found},

@@ -77,7 +77,7 @@ class Campaign:
         parser.add_argument(
             "--raw", type=Path, default=self.raw, help="file to go on with and to write"
         )
-        parser.add_argument("--commit", help="the commit, where this is no checkout of git")
+        parser.add_argument("--commit", help="the commit, where git here does not know it")
         return parser
 
     def check(self, parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
@@ -142,7 +142,7 @@ def machine_facts(
         "device": torch.cuda.get_device_name(device) if cuda else "CPU",
         "ceilings": ceilings.as_dict(),
     }
-    about["commit"] = about["commit"] or commit
+    about["commit"] = commit or about["commit"]
     return ceilings, about
 
 
