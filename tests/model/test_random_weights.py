@@ -65,7 +65,7 @@ def test_any_cut_gives_the_same_bits(cut: Split, ways: int) -> None:
 
 def test_pieces_made_one_after_the_other_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = made((50, 6))
-    monkeypatch.setattr(random_weights, "_CHUNK", 20)
+    monkeypatch.setattr(random_weights, "_CHUNK", {"cpu": 20, "cuda": 20})
     assert torch.equal(made((50, 6)), whole)
     assert torch.equal(made((300,)), made((50, 6)).flatten())
 
