@@ -8,6 +8,7 @@ and does the larger ones itself.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,13 +43,8 @@ class Post:
         return Post(mail, torch.zeros(1, dtype=torch.int32, pin_memory=pinned))
 
 
-def mailboxes(posts: Sequence[Post], devices: Sequence[torch.device], tries: int) -> list[Mailbox]:
-    """The mailbox of every rank, made of what each of them has put up."""
-    return [mailbox(posts, rank, device, tries) for rank, device in enumerate(devices)]
-
-
 def mailbox(posts: Sequence[Post], rank: int, device: torch.device, tries: int) -> Mailbox:
-    """One rank's mailbox."""
+    """One rank's mailbox, made of what every rank has put up."""
     _, ways, rows, words = posts[rank].mail.shape
     kept = (*(post.mail for post in posts), posts[rank].alarm)
     addresses = [memory.data_ptr() for memory in kept]
@@ -147,11 +143,12 @@ def join(
     torch.cuda.synchronize(device)
     neighbours.devices[rank], neighbours.posts[rank] = device, own
     neighbours.meeting.wait(pulse)
+    # every pair, so that all of them find the same
+    pairs = list(itertools.permutations(neighbours.devices.values(), 2))
+    if not all(torch.cuda.can_device_access_peer(*pair) for pair in pairs):
+        return None
     for other in neighbours.devices.values():
-        if other != device:
-            if not torch.cuda.can_device_access_peer(device, other):
-                return None  # the others find the same of us
-            torch.ones(1, device=device).to(other)  # torch opens the way with the first copy
+        torch.ones(1, device=device).to(other)  # torch opens the way with the first copy
     torch.cuda.synchronize(device)
     neighbours.meeting.wait(pulse)
     order = [neighbours.posts[r] for r in range(ways)]

@@ -4,7 +4,9 @@ it.
 
 Neither is part of a captured step. A stage's steps wait for those of the next one, whose tokens
 come back to it: captured, a send would hold up its own stage until the receiver is there, and a
-ring of stages would wait for itself. On streams of their own they hold up nobody.
+ring of stages would wait for itself. `FarWay` sends on a stream of its own and holds up nobody.
+`NearWay` copies on the stream that the sender computes on: in time with it, but for CUDA's null
+stream a copy between two devices lets neither compute beside it (eval/reports/h200-notes.md).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import TypeVar
 import pytest
 import torch
 
-from ftjob.comm.peer import Post, mailboxes
+from ftjob.comm.peer import Post, mailbox
 from ftjob.kernels.add_norm import add_norm
 from ftjob.kernels.one_shot import Mailbox, gather_rows, sum_and_norm, sum_rows
 
@@ -25,7 +25,7 @@ TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def group(ways: int, rows: int = 4, words: int = 16) -> list[Mailbox]:
     """The mailboxes of all ranks."""
     posts = [Post.of(ways, rows, words, DEVICE) for _ in range(ways)]
-    return mailboxes(posts, [DEVICE] * ways, tries=1)
+    return [mailbox(posts, rank, DEVICE, tries=1) for rank in range(ways)]
 
 
 def together(boxes: list[Mailbox], call: Callable[[Mailbox, int], T]) -> list[T]:
