@@ -4,9 +4,9 @@ it.
 
 Neither is part of a captured step. A stage's steps wait for those of the next one, whose tokens
 come back to it: captured, a send would hold up its own stage until the receiver is there, and a
-ring of stages would wait for itself. `FarWay` sends on a stream of its own and holds up nobody.
-`NearWay` copies on the stream that the sender computes on: in time with it, but for CUDA's null
-stream a copy between two devices lets neither compute beside it (eval/reports/h200-notes.md).
+ring of stages would wait for itself. Both ways send on a stream of their own and hold up nobody:
+a copy between two devices on CUDA's null stream, which they compute on, would wait for both and
+let neither go on beside it (CUDA C++ programming guide, peer-to-peer memory copy).
 """
 
 from __future__ import annotations
@@ -27,22 +27,25 @@ class NearWay(Pipe):
     def __init__(self, capacity: int, target: torch.device) -> None:
         super().__init__(capacity)
         self._target = target
-        self._aside: torch.cuda.Stream | None = None
+        self._aside: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
         self._copied: deque[torch.cuda.Event] = deque()
 
     def put(self, sequence: int, x: torch.Tensor, pulse: Pulse) -> None:
-        """Copy behind what the device is at, and hand over."""
+        """Copy behind what the device is at, while it goes on, and hand over."""
         if self._aside is None:
-            self._aside = torch.cuda.Stream(self._target)  # type: ignore[no-untyped-call]
-        # torch has the target's current stream wait for a copy, and the copy for that stream: not
-        # the one that the target computes on, which is busy
-        with torch.cuda.stream(self._aside):
-            there = torch.empty(x.shape, dtype=x.dtype, device=self._target)
-            there.copy_(x, non_blocking=True)
+            self._aside = (_stream(x.device), _stream(self._target))
+        here, there = self._aside
+        x = x.clone()  # what a captured step gives is written over by the next
+        here.wait_stream(torch.cuda.current_stream(x.device))
+        # torch copies on the current stream of the source's device, when that of the target's has
+        # come as far, and has the latter wait for the copy
+        with torch.cuda.stream(there), torch.cuda.stream(here):
+            y = x.to(self._target, non_blocking=True)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record(self._aside)
+            copied.record(here)
+        x.record_stream(here)
         self._copied.append(copied)
-        super().put(sequence, there, pulse)
+        super().put(sequence, y, pulse)
 
     def take(self, sequence: int, pulse: Pulse, form: Form) -> torch.Tensor:
         """What comes, as soon as the sender's host has handed it over; the device waits for the
@@ -66,7 +69,7 @@ class FarWay:
 
     def connect(self, device: torch.device, pulse: Pulse) -> None:
         """Meet the other end; a first number goes over, so that nothing is made ready later."""
-        self._aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._aside = _stream(device)
         self._group = self._meet.group(self._name, 0 if self._outgoing else 1, 2)
         first = torch.ones(1, device=device)
         with pulse.waiting():
@@ -95,3 +98,7 @@ class FarWay:
         stream.wait_stream(self._aside)
         x.record_stream(stream)
         return x
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
