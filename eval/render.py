@@ -10,6 +10,7 @@ import yaml
 
 from eval.bench.batch_one import render_batch_one
 from eval.bench.parts import render_parts
+from eval.bench.predicted import render_predicted
 from eval.bench.render import render_bench
 from eval.bench.sides_page import render_sides
 from eval.bench.workloads_page import render_workloads
@@ -30,6 +31,7 @@ def render(name: str) -> str:
         "kills": render_kills,
         "mutations": render_mutations,
         "parts": render_parts,
+        "predicted": render_predicted,
         "rows": render_rows,
         "sides": render_sides,
         "workloads": render_workloads,

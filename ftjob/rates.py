@@ -20,8 +20,10 @@ from ftjob.errors import ConfigError
 from ftjob.plan import DTYPE_BYTES
 
 Where = Literal["process", "node", "nodes"]
-# What a file may say besides; no tool measures them yet.
-FITTED = ("reach", "attention_reach", "matrix_s", "launch_s", "eager_s")
+# What a file may say besides; `python -m eval.bench.predicted --fit` finds them.
+SHARES = ("weights_share", "cache_share", "product_share", "attention_share")
+STARTS = ("few_s", "matrix_s", "launch_s", "beams_s", "entry_s", "row_s")
+FITTED = (*SHARES, *STARTS)
 # The keys of the group `plan` that are rates themselves.
 SINGLE = (
     *("copy_tb_s", "product_tflops", "launch_us"),
@@ -47,21 +49,27 @@ class Wire:
 class Rates:
     """Rates of one device, in bytes/s, operations/s and seconds.
 
-    `reach` is the share of copy and product that the model's matrices come to, `attention_reach`
-    that of the product which attention's does. `matrix_s` goes to each matrix of a step besides,
-    `launch_s` to each other kernel of a captured one, `eager_s` is what the host takes to launch a
-    kernel that is not captured. `reduce` and `send` are the wires within a process, between
-    processes of a node, and between nodes.
+    Of the copy, reading the weights comes to `weights_share` and reading the cache to
+    `cache_share`; of the product, the model's matrices to `product_share` and attention to
+    `attention_share`. Besides, a matrix takes `few_s` where it meets few rows and else `matrix_s`,
+    each other kernel `launch_s`, the choice among beams `beams_s` a step, and the host `entry_s` to
+    let a chunk in and `row_s` for each row of it. `reduce` and `send` are the wires within a
+    process, between processes of a node, and between nodes.
     """
 
     source: str
     copy_bytes_s: float
     product_flop_s: float
-    reach: float
-    attention_reach: float
+    weights_share: float
+    cache_share: float
+    product_share: float
+    attention_share: float
+    few_s: float
     matrix_s: float
     launch_s: float
-    eager_s: float
+    beams_s: float
+    entry_s: float
+    row_s: float
     reduce: Mapping[Where, Wire]
     send: Mapping[Where, Wire]
 
@@ -94,23 +102,28 @@ def traffic(count: float, ways: int) -> float:
 
 
 # Measured on H200s with torch 2.11: a copy of 4.2 TB/s, a bf16 product of 785 TFLOP/s, 0.96 us for
-# a tiny kernel of a captured step. Products of 1 to 32 rows took 4.7 and 5.4 us for 6.3 and 8.4 MB
-# of weights and read at 3.1 to 3.6 TB/s from 100 MB on: 3 us and 0.85 of the copy. Two GPUs of a
-# process added up 8 KB in 5.0 us through peer pointers, which a counter of its own and a second
-# buffer make 6; NCCL took 11.5. Not measured: the share of attention, the host's 8 us a kernel
-# (PyTorch's from Python), 300 GB/s of NVLink's 450, and the network: a 400 Gb/s card a GPU, 25 us.
+# a tiny kernel of a captured step, sums by NCCL between processes. The shares, the other starts and
+# the latency of sums within a process are those that come nearest to eval/reports/h200.md and
+# h200-x2.md, as `python -m eval.bench.predicted --fit` finds them; predicted.md has how near. Not
+# measured: the share of attention, 300 GB/s of NVLink's 450, and the network: a 400 Gb/s card a
+# GPU, 25 us.
 _H200 = Rates(
     source="H200: ftjob/rates.py",
     copy_bytes_s=4.2e12,
     product_flop_s=785e12,
-    reach=0.85,
-    attention_reach=0.3,
-    matrix_s=3e-6,
+    weights_share=0.98,
+    cache_share=0.8,
+    product_share=0.875,
+    attention_share=0.3,
+    few_s=2.4e-6,
+    matrix_s=6.7e-6,
     launch_s=0.96e-6,
-    eager_s=8e-6,
+    beams_s=300e-6,
+    entry_s=2e-3,
+    row_s=20e-6,
     reduce=MappingProxyType(
         {
-            "process": Wire(6e-6, 300e9),
+            "process": Wire(3.3e-6, 300e9),
             "node": Wire(12e-6, 350e9),
             "nodes": Wire(25e-6, 45e9),
         }
@@ -131,11 +144,8 @@ _CPU = replace(
     source=NONE,
     copy_bytes_s=math.nan,
     product_flop_s=math.nan,
-    reach=1.0,
-    attention_reach=1.0,
-    matrix_s=0.0,
-    launch_s=0.0,
-    eager_s=0.0,
+    **dict.fromkeys(SHARES, 1.0),
+    **dict.fromkeys(STARTS, 0.0),
     reduce=MappingProxyType({}),
     send=MappingProxyType({}),
 )

@@ -19,6 +19,8 @@ from ftjob.model.arch import Arch
 from ftjob.plan import Plan
 from ftjob.rates import Rates, place_of
 
+# Rows that are few: a product of so many at most reads its weight while the launch before it ends.
+FEW = 4
 # Small kernels of a step besides the layers': embedding, last norm, choosing, bookkeeping.
 STEP_KERNELS = 20
 # Bytes a logit takes behind its product: made f32, and read to choose by.
@@ -36,6 +38,7 @@ class Parts:
     compute: float = 0.0
     messages: float = 0.0
     launches: float = 0.0
+    host: float = 0.0
     bubble: float = 0.0
 
     def __add__(self, other: Parts) -> Parts:
@@ -55,6 +58,7 @@ class Parts:
             self.compute,
             self.messages,
             self.launches,
+            self.host,
             self.bubble,
         )
 
@@ -117,6 +121,7 @@ class Stages:
     def __init__(self, config: JobConfig, arch: Arch, plan: Plan, rates: Rates) -> None:
         self._arch, self._ways, self._rates = arch, plan.tensor, rates
         self._sizes, self._alone = Sizes.of(config.model, arch), plan.pipeline == 1
+        self._choice_s = rates.beams_s if config.decode.beams > 1 else 0.0
         self.seats = seats_of(plan)
 
     def each(self, make: Callable[[Seat], Parts]) -> list[Parts]:
@@ -134,21 +139,24 @@ class Stages:
         kept = sizes.token * layers / a.layers * rows * (length + lanes * own)
         parts += self._attention(layers, count * (length + own), kept)
         parts += self._stream(layers, behind, count) + self._sums(seat, behind * layers, count)
-        kernels = behind * 2 * layers
+        # one for each attention, MLP or norm; a sum within a process has the norm in it
+        norms = 0 if self._ways > 1 and seat.group_ranks == 1 else behind * layers
+        kernels = behind * layers + norms
         if seat.last:
-            parts += self._head(count)
+            parts += self._head(count) + Parts(launches=self._choice_s)
             if self._ways > 1:  # the highest logit of each part of the vocabulary, and its id
                 parts += self._reduced(seat, 1, 8.0 * count)
         if seat.first or seat.last:
             kernels += STEP_KERNELS
-        parts += Parts(launches=kernels * self._rates.launch_s)
+        parts += self._launched(kernels)
         passed = 8.0 * count if seat.last else each * a.hidden * count
         return parts + self._handed(seat, passed)
 
     def read(self, seat: Seat, rows: int, length: int) -> Parts:
         """Prompts or sources of `length` tokens are read, and their keys and values kept."""
+        entry = Parts(host=self._rates.entry_s + rows * self._rates.row_s)
         if not self._arch.seq2seq:
-            return self._packed(seat, rows, length, 0)
+            return self._packed(seat, rows, length, 0) + entry
         a, sizes, tokens = self._arch, self._sizes, rows * length
         parts = self._matrices(
             seat.encoder * sizes.encoder, 4 * seat.encoder, tokens, sizes.stored
@@ -156,7 +164,7 @@ class Stages:
         parts += self._attention(seat.encoder, tokens * length, 0.0)
         parts += self._kept(seat, tokens) + self._stream(seat.encoder, 2, tokens)
         parts += self._sums(seat, 2 * seat.encoder, tokens)
-        parts += self._launched(parts, 8 * seat.encoder + 2 * seat.layers)
+        parts += entry + self._launched(8 * seat.encoder + 2 * seat.layers)
         # to the next stage, and what the last one makes to all of them
         return parts + self._handed(seat, 2.0 * sizes.bytes_of * a.hidden * tokens)
 
@@ -180,15 +188,16 @@ class Stages:
             seen += rows * wanted * length
         parts += self._attention(1, seen, 0.0) + self._kept(seat, tokens)
         parts += self._stream(whole, 2, tokens) + self._sums(seat, 2 * whole, tokens)
-        parts += self._launched(parts, 8 * seat.layers)
+        parts += self._launched(8 * seat.layers)
         return parts + self._handed(seat, 0.0 if seat.last else sizes.bytes_of * a.hidden * tokens)
 
     def _matrices(self, elements: int, count: int, tokens: int, stored: int) -> Parts:
         """`count` matrices of so many elements in all, times `tokens` columns."""
         r = self._rates
-        read = elements * stored / self._ways / (r.reach * r.copy_bytes_s)
-        made = 2.0 * elements * tokens / self._ways / (r.reach * r.product_flop_s)
-        return Parts(weights=read, compute=max(0.0, made - read), launches=count * r.matrix_s)
+        read = elements * stored / self._ways / (r.weights_share * r.copy_bytes_s)
+        made = 2.0 * elements * tokens / self._ways / (r.product_share * r.product_flop_s)
+        start = r.few_s if tokens <= FEW else r.matrix_s
+        return Parts(weights=read, compute=max(0.0, made - read), launches=count * start)
 
     def _head(self, tokens: int) -> Parts:
         """Logits of so many positions, and what chooses by them."""
@@ -199,9 +208,9 @@ class Stages:
     def _attention(self, layers: int, pairs: float, kept: float) -> Parts:
         """So many pairs of a query and a key in each layer, with `kept` bytes of cache to read."""
         r = self._rates
-        read = kept / self._ways / (r.reach * r.copy_bytes_s)
+        read = kept / self._ways / (r.cache_share * r.copy_bytes_s)
         flop = pairs_flop(self._arch.width, layers, pairs) / self._ways
-        made = flop / (r.attention_reach * r.product_flop_s)
+        made = flop / (r.attention_share * r.product_flop_s)
         return Parts(cache=read, compute=max(0.0, made - read))
 
     def _kept(self, seat: Seat, tokens: int) -> Parts:
@@ -231,9 +240,6 @@ class Stages:
             return Parts()
         return Parts(messages=self._rates.hand_over(count, seat.next_ranks))
 
-    def _launched(self, parts: Parts, kernels: int) -> Parts:
-        """What is waited for launches that are not captured: the host makes them while the device
-        works, and is waited for where it takes longer."""
-        device = kernels * self._rates.launch_s
-        host = kernels * self._rates.eager_s - parts.total
-        return Parts(launches=max(device, host))
+    def _launched(self, kernels: int) -> Parts:
+        """What the kernels take that are no matrix's: all are launched as one, captured."""
+        return Parts(launches=kernels * self._rates.launch_s)

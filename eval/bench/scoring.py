@@ -15,9 +15,11 @@ from eval.bench.contender import Kinds, Outcome, Runner
 from eval.bench.converted import convert, token_texts
 from eval.bench.devices import Devices, layout_overrides
 from ftjob.batching import chunks
+from ftjob.config import JobConfig
 from ftjob.config.compose import compose
 from ftjob.job import Job, prepare
 from ftjob.launch.world import World, make_machine
+from ftjob.plan import Machine
 from ftjob.tasks import make_task
 from ftjob.tasks.base import ScoreRequest
 from ftjob.tasks.rows import RowSource
@@ -34,7 +36,17 @@ def load_job(overrides: Sequence[str]) -> tuple[Job, list[ScoreRequest]]:
 def lambada_job(overrides: Sequence[str], env: Mapping[str, str]) -> tuple[Job, list[ScoreRequest]]:
     """The job of one rank that scores LAMBADA, and its requests, longest row first."""
     config = compose(overrides)
-    job = prepare(config, make_machine(config.cluster, World(0, 1, "none"), env))
+    return _prepared(config, make_machine(config.cluster, World(0, 1, "none"), env))
+
+
+def lambada_requests() -> list[ScoreRequest]:
+    """LAMBADA's requests for GPT-345M, longest row first; no device of it need be here."""
+    config = compose(["model=gpt345m", "model.checkpoint=random", "dataset=lambada"])
+    return _prepared(config, Machine((1,), "cuda", 2**40, "any"))[1]
+
+
+def _prepared(config: JobConfig, machine: Machine) -> tuple[Job, list[ScoreRequest]]:
+    job = prepare(config, machine)
     rows = list(RowSource(config.dataset).rows())
     keys = [str(row.index) for row in rows]
     prepared = make_task(config).prepare(rows, keys, job.tokenizer, job.limits())

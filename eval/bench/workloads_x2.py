@@ -99,6 +99,16 @@ PAIRS = (
         new=128,
     ),
     Pair(
+        "gpt6b7_set",
+        "GPT of 6.7 B parameters, 1024 rows of 128 in, 128 out as one set, 512 lanes",
+        "set",
+        (*random_model("gpt6b7"), "batch.lanes=512"),
+        (Side("one GPU", ONE), Side("pipeline 2", PIPELINE, over=1.8)),
+        rows=1024,
+        given=128,
+        new=128,
+    ),
+    Pair(
         "gpt6b7_ranks",
         "GPT of 6.7 B parameters, tensor 2, rows of 128 in, 129 out one by one, whole runs",
         "launched rows",

@@ -19,18 +19,23 @@ from ftjob.pipeline import steady_bubble
 from ftjob.plan import Machine, Plan
 from ftjob.predict import Prediction, cell, predict, rows_at_once, sized
 from ftjob.rates import Rates, Wire
-from ftjob.stage_times import STEP_KERNELS, Parts, Stages, seats_of, unknown_wire
+from ftjob.stage_times import FEW, STEP_KERNELS, Parts, Stages, seats_of, unknown_wire
 
 # A copy of 1 GB/s, a product so fast that only bytes count, and kernels that start at once.
 BYTES_ONLY = Rates(
     source="test",
     copy_bytes_s=1e9,
     product_flop_s=1e30,
-    reach=1.0,
-    attention_reach=1.0,
+    weights_share=1.0,
+    cache_share=1.0,
+    product_share=1.0,
+    attention_share=1.0,
+    few_s=0.0,
     matrix_s=0.0,
     launch_s=0.0,
-    eager_s=0.0,
+    beams_s=0.0,
+    entry_s=0.0,
+    row_s=0.0,
     reduce={"process": Wire(1e-3, 1e6), "nodes": Wire(1e-1, 1e6)},
     send={"process": Wire(2e-3, 1e6), "nodes": Wire(2e-1, 1e6)},
 )
@@ -82,10 +87,37 @@ def test_parts_of_a_step_by_hand() -> None:
     assert flop.total == pytest.approx((2 * (LAYERS * LAYER + HEAD) * rows + attention) / 1e9)
 
 
-def test_launches_of_a_step_by_hand() -> None:
-    slow = replace(BYTES_ONLY, matrix_s=1.0, launch_s=0.01)
-    turn = predicted(slow, generating(), 1).turn
-    assert turn.launches == pytest.approx(4 * LAYERS + 1 + 0.01 * (4 * LAYERS + STEP_KERNELS))
+@pytest.mark.parametrize(("rows", "each"), [(1, 1.0), (FEW, 1.0), (FEW + 1, 3.0)])
+def test_launches_of_a_step_by_hand(rows: int, each: float) -> None:
+    slow = replace(BYTES_ONLY, few_s=1.0, matrix_s=3.0, launch_s=0.01, beams_s=0.5)
+    turn = predicted(slow, generating(), rows).turn
+    others = 0.01 * (4 * LAYERS + STEP_KERNELS)
+    assert turn.launches == pytest.approx(each * (4 * LAYERS + 1) + others)
+    beams = predicted(slow, generating(decode={"beams": 5}), 1).turn
+    assert beams.launches == pytest.approx(3 * (4 * LAYERS + 1) + others + 0.5)
+
+
+def test_norms_are_part_of_sums_within_a_process() -> None:
+    slow = replace(BYTES_ONLY, launch_s=0.01)
+    for machine, kernels in ((gpu(2), 2 * LAYERS), (gpu(1, 1), 4 * LAYERS)):
+        turn = predicted(slow, generating(2, 1, machine), 1).turn
+        assert turn.launches == pytest.approx(0.01 * (kernels + STEP_KERNELS))
+
+
+def test_shares_of_the_rates() -> None:
+    weights, cache = (
+        predicted(replace(BYTES_ONLY, **{f"{name}_share": 0.5}), generating(), 3).turn
+        for name in ("weights", "cache")
+    )
+    whole = predicted(BYTES_ONLY, generating(), 3).turn
+    assert (weights.weights, weights.cache) == pytest.approx((2 * whole.weights, whole.cache))
+    assert (cache.weights, cache.cache) == pytest.approx((whole.weights, 2 * whole.cache))
+    slow, fast = (
+        predicted(replace(FLOP_ONLY, product_share=share), generating(), 9).turn.compute
+        for share in (0.5, 1.0)
+    )
+    attention = 4 * H * LAYERS * 9 * 8 / 1e9
+    assert slow - attention == pytest.approx(2 * (fast - attention))
 
 
 def test_whatever_takes_longer_counts_once() -> None:
@@ -191,21 +223,21 @@ def test_tokens_are_those_of_the_rows_life() -> None:
     assert found.token_s == pytest.approx(seconds / 32)
 
 
-def test_prompts_enter_in_parts_and_wait_for_launches() -> None:
-    slow = replace(BYTES_ONLY, eager_s=1.0)
+def test_prompts_enter_in_parts_with_work_of_the_host() -> None:
+    slow = replace(BYTES_ONLY, entry_s=1.0, row_s=0.1)
     whole = predicted(slow, generating(), 8).prefill
     parts = predicted(slow, generating(batch={"max_tokens": 12}), 8).prefill
     assert whole is not None
     assert parts is not None
-    assert whole.total == pytest.approx(8 * LAYERS, rel=0.01)
-    assert parts.total == pytest.approx(4 * 8 * LAYERS, rel=0.01)
+    assert (whole.host, parts.host) == pytest.approx((1 + 0.8, 4 + 0.8))
+    assert whole.total == pytest.approx(1.8, rel=0.01)
 
 
 def test_a_cell_enters_at_once() -> None:
     made, planned = generating()
-    slow = replace(BYTES_ONLY, eager_s=1.0)
+    slow = replace(BYTES_ONLY, entry_s=1.0)
     found = cell(made, ARCH, planned, slow, 8, 6, 4)
-    assert found["prefill_s"] == pytest.approx(8 * LAYERS, rel=0.01)
+    assert found["prefill_s"] == pytest.approx(1.0, rel=0.01)
     turn = predict(made, ARCH, planned, slow, 6, 4, 8).turn
     assert found["step_s"] == pytest.approx(turn.total)
     assert found["seconds"] == pytest.approx(found["prefill_s"] + 3 * found["step_s"])

@@ -71,8 +71,8 @@ def test_sums_by_hand() -> None:
     assert traffic(1000, 2) == 1000
     assert traffic(1000, 4) == 1500
     assert rates.all_reduce(1e6, 1, 1) == 0
-    assert rates.all_reduce(3e6, 2, 1) == pytest.approx(6e-6 + 1e-5)
-    assert rates.all_reduce(3e6, 4, 1) == pytest.approx(6e-6 + 1.5e-5)
+    assert rates.all_reduce(3e6, 2, 1) == pytest.approx(3.3e-6 + 1e-5)
+    assert rates.all_reduce(3e6, 4, 1) == pytest.approx(3.3e-6 + 1.5e-5)
     assert rates.all_reduce(4.5e6, 16, 2) == pytest.approx(25e-6 + 1.875e-4)
     assert rates.all_reduce(4.5e6, 64, 8) == pytest.approx(3 * 25e-6 + 1.96875e-4)
     assert rates.hand_over(3e6, 1) == pytest.approx(15e-6 + 1e-5)
