@@ -23,10 +23,12 @@ BEAT_S = 0.5
 
 @dataclass(frozen=True)
 class Hello:
-    """The first word of a rank: where it runs, and what it may use there of the host's cores."""
+    """The first word of a rank: where it runs, its GPUs and the bytes that are free on each, or
+    None where nobody says, and what it may use of the host's cores."""
 
     host: str
     gpus: int
+    free_bytes: tuple[int, ...] | None
     cores: frozenset[int]
     host_cores: int
 

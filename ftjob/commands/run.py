@@ -138,7 +138,13 @@ def run(
 ) -> tuple[int, bool]:
     """Run a composed job. Returns the exit code, and whether a rank was lost."""
     hellos = gather_hellos(link, hello(os.environ), config.run.deadline_s)
-    machine = make_machine(config.cluster, world, os.environ, gpus_of_rank=[h.gpus for h in hellos])
+    machine = make_machine(
+        config.cluster,
+        world,
+        os.environ,
+        gpus_of_rank=[h.gpus for h in hellos],
+        free_of_rank=[h.free_bytes for h in hellos],
+    )
     sharers = sharing(hellos, machine.devices_of_rank)
     set_thread_environment(sharers[0], os.environ)
     set_gpu_environment(machine, config.cluster.nccl_launch_mode, os.environ)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from ftjob.ending import lost_rank
 from ftjob.errors import DeadlinePassed, Stopped
+from ftjob.launch.nvml import free_bytes
 from ftjob.launch.world import World, visible_gpus
 from ftjob.link import Hello, Leave, Link, LocalLink, Trouble
 
@@ -37,7 +38,14 @@ def open_link(world: World, limit_s: float) -> Link:
 def hello(env: Mapping[str, str]) -> Hello:
     """What this rank says first."""
     cores = frozenset(os.sched_getaffinity(0))
-    return Hello(socket.gethostname(), visible_gpus(env), cores, os.cpu_count() or 1)
+    free = free_bytes(env)
+    return Hello(
+        host=socket.gethostname(),
+        gpus=visible_gpus(env),
+        free_bytes=None if free is None else tuple(free),
+        cores=cores,
+        host_cores=os.cpu_count() or 1,
+    )
 
 
 def gather_hellos(link: Link, own: Hello, limit_s: float) -> list[Hello]:

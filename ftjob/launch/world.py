@@ -85,10 +85,12 @@ def make_machine(
     env: Mapping[str, str],
     *,
     gpus_of_rank: Sequence[int] | None = None,
+    free_of_rank: Sequence[Sequence[int] | None] | None = None,
     for_plan: bool = False,
 ) -> Machine:
-    """The machines of this job. `gpus_of_rank` is what each rank found; None takes this machine
-    for all of them. A plan may ask for other machines than this one.
+    """The machines of this job. `gpus_of_rank` is what each rank found, `free_of_rank` the bytes
+    that are free on each of its GPUs, None where nobody there says; without them this machine
+    stands for all. A plan may ask for other machines than this one.
 
     Raises:
         ConfigError: where cluster.* and the started world or the visible GPUs disagree.
@@ -134,26 +136,36 @@ def make_machine(
                 raise ConfigError(
                     f"cluster.devices_per_node={wanted}: {found} GPUs are visible to rank {rank}."
                 )
-    memory, source = _memory(cluster, device, max(counts), env)
+    if not isinstance(cluster.memory_gb, str):
+        memory, source = int(cluster.memory_gb * 1e9), "cluster.memory_gb"
+    elif device == "cpu":
+        memory, source = _host_memory(max(counts))
+    else:
+        memory, source = _gpu_memory(counts, free_of_rank or [free_bytes(env)])
     return Machine(tuple(counts), device, memory, source)
 
 
-def _memory(
-    cluster: ClusterConfig, device: str, devices: int, env: Mapping[str, str]
+def _host_memory(devices: int) -> tuple[int, str]:
+    """Bytes that each of so many CPU devices may fill, and where the number comes from."""
+    text = Path("/proc/meminfo").read_text(encoding="ascii")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    total = int(found.group(1)) * 1024 if found else 8_000_000_000
+    return total // devices, "this machine's free memory shared by its devices"
+
+
+def _gpu_memory(
+    counts: Sequence[int], free_of_rank: Sequence[Sequence[int] | None]
 ) -> tuple[int, str]:
-    """Bytes a device may fill, and where the number comes from."""
-    if not isinstance(cluster.memory_gb, str):
-        return int(cluster.memory_gb * 1e9), "cluster.memory_gb"
-    if device == "cpu":
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        found = re.search(r"MemAvailable:\s+(\d+) kB", text)
-        total = int(found.group(1)) * 1024 if found else 8_000_000_000
-        return total // devices, "this machine's free memory shared by its devices"
-    free = free_bytes(env)
-    if not free:
+    """Bytes that a GPU may fill, and where the number comes from: all are planned alike, so it is
+    the fullest that counts, of those that are used and of which something is known."""
+    used = zip(counts, free_of_rank, strict=False)
+    least = [(min(free[:n]), rank) for rank, (n, free) in enumerate(used) if free]
+    if not least:
         return ASSUMED_GPU_BYTES, "assumed; set cluster.memory_gb"
-    usable = min(free[:devices]) - GPU_CONTEXT_BYTES
-    return max(0, int(GPU_SHARE * usable)), "free on this node's GPUs, but for a reserve"
+    free, rank = min(least)
+    whose = f"rank {rank}'s fullest GPU" if len(free_of_rank) > 1 else "this node's fullest GPU"
+    usable = max(0, int(GPU_SHARE * (free - GPU_CONTEXT_BYTES)))
+    return usable, f"free on {whose}, but for a reserve"
 
 
 def set_thread_environment(devices: int, env: MutableMapping[str, str]) -> None:

@@ -28,7 +28,7 @@ def test_run(place: Place) -> None:
     if gpus:
         names = [torch.cuda.get_device_name(number) for number in range(gpus)]
         assert [device["name"] for device in devices] == names
-        assert machine["memory_source"].startswith("free on this node's GPUs")
+        assert machine["memory_source"].startswith("free on this node's fullest GPU")
         assert machine["memory_bytes"] < torch.cuda.get_device_properties(0).total_memory
 
 

@@ -26,7 +26,7 @@ def plan(device: str, ranks: int, tensor: int) -> Plan:
 
 
 def hello(host: str) -> Hello:
-    return Hello(host, 2, frozenset({0}), 1)
+    return Hello(host, 2, None, frozenset({0}), 1)
 
 
 def test_a_store_only_where_gpus_of_a_replica_are_on_several_ranks() -> None:

@@ -7,7 +7,7 @@ from ftjob.link import Hello
 
 
 def ranks(*cores: tuple[str, range]) -> list[Hello]:
-    return [Hello(host, 0, frozenset(mine), 16) for host, mine in cores]
+    return [Hello(host, 0, None, frozenset(mine), 16) for host, mine in cores]
 
 
 def test_ranks_of_a_host_share_its_cores() -> None:

@@ -57,7 +57,9 @@ def summary(records: list[dict[str, Any]], scored: bool = True) -> Summary:
     return tally.summary()
 
 
-@pytest.mark.parametrize(("name", "metric"), [("bleu", BLEU()), ("chrf", CHRF())], ids=str)
+@pytest.mark.parametrize(
+    ("name", "metric"), [("bleu", BLEU()), ("chrf", CHRF())], ids=["bleu", "chrf"]
+)
 def test_figures_signature_and_interval_are_sacrebleus(name: str, metric: Any) -> None:
     found = summary(samples())
     texts, references = zip(*outputs(), strict=True)

@@ -1,4 +1,6 @@
-"""What is set for NCCL and CUDA before torch is imported, and the launch mode that is refused."""
+"""The memory that GPUs are planned with, what is set for NCCL and CUDA before torch is imported,
+and the launch mode that is refused.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,48 @@ from ftjob.config.compose import compose
 from ftjob.environment import variables
 from ftjob.errors import ConfigError
 from ftjob.job import shape_source
-from ftjob.launch.world import set_gpu_environment
+from ftjob.launch.world import (
+    ASSUMED_GPU_BYTES,
+    GPU_CONTEXT_BYTES,
+    GPU_SHARE,
+    World,
+    make_machine,
+    set_gpu_environment,
+)
 from ftjob.plan import Machine, Plan, make_plan
 
 GPUS = Machine((2,), "cuda", 10**11, "test")
+
+
+FULL, HALF, LITTLE = 80 * 10**9, 40 * 10**9, 10**9
+
+
+@pytest.mark.parametrize(
+    ("free", "least", "source"),
+    [
+        ([(FULL, FULL), (FULL, HALF)], HALF, "free on rank 1's fullest GPU"),
+        ([(HALF, FULL), (FULL, FULL)], HALF, "free on rank 0's fullest GPU"),
+        # a third GPU that is not used does not count, nor does a rank that knows nothing
+        ([(FULL, FULL, LITTLE), (FULL, HALF, LITTLE)], HALF, "free on rank 1's fullest GPU"),
+        ([None, (FULL, HALF)], HALF, "free on rank 1's fullest GPU"),
+        ([None, None], None, "assumed; set cluster.memory_gb"),
+    ],
+)
+def test_memory_is_that_of_the_fullest_gpu_of_all_ranks(
+    free: list[tuple[int, ...] | None], least: int | None, source: str
+) -> None:
+    config = compose(["cluster.devices_per_node=2", "cluster.device=cuda"])
+    found = make_machine(
+        config.cluster, World(0, 2, "mpirun"), {}, gpus_of_rank=(3, 3), free_of_rank=free
+    )
+    wanted = ASSUMED_GPU_BYTES if least is None else int(GPU_SHARE * (least - GPU_CONTEXT_BYTES))
+    assert found.memory_bytes == wanted
+    assert found.memory_source.startswith(source)
+    told = compose(["cluster.memory_gb=7", "cluster.device=cuda"])
+    found = make_machine(
+        told.cluster, World(0, 2, "mpirun"), {}, gpus_of_rank=(3, 3), free_of_rank=free
+    )
+    assert (found.memory_bytes, found.memory_source) == (7 * 10**9, "cluster.memory_gb")
 
 
 def test_defaults_on_gpus() -> None:
