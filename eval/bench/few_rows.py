@@ -2,8 +2,9 @@
 
 For the layers of GPT-345M, T5-base and a GPT of 6.7B, bf16 and int8 weights: a few configs of
 `ftjob/kernels/few_rows` beside PyTorch's product of bf16, in a captured graph over so many weights
-that no cache holds them. A line each; last, the entries of `few_rows_configs.TUNED`, which are the
-ones that beat the guess.
+that no cache holds them. A line each; then, for each number of rows, all shapes of a model beside
+PyTorch's, which says up to where rows are few; last, the entries of `few_rows_configs.TUNED`, which
+are the ones that beat the guess.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 from multiprocessing import get_context
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 
 from ftjob.kernels.few_rows_configs import (
     BANDS,
+    MOST_ROWS,
     PROGRAMS,
     Config,
     arrivals,
@@ -29,12 +32,14 @@ from ftjob.kernels.few_rows_configs import (
     plain,
 )
 
-# outputs, inputs: GPT-345M's, T5-base's, those of 6.7B
-SHAPES = [
-    *((3072, 1024), (4096, 1024), (1024, 4096), (1024, 1024)),
-    *((2304, 768), (768, 768), (3072, 768), (768, 3072)),
-    *((12288, 4096), (4096, 4096), (16384, 4096), (4096, 16384)),
-]
+# The layers' matrices: outputs, inputs.
+MODELS = MappingProxyType(
+    {
+        "GPT-345M": ((3072, 1024), (4096, 1024), (1024, 4096), (1024, 1024)),
+        "T5-base": ((2304, 768), (768, 768), (3072, 768), (768, 3072)),
+        "6.7B": ((12288, 4096), (4096, 4096), (16384, 4096), (4096, 16384)),
+    }
+)
 # Weights of so many bytes in all are more than a cache holds; how many at least and at most.
 BYTES, FEWEST, MOST = 240e6, 2, 128
 REPLAYS, ROUNDS = 4, 5
@@ -64,7 +69,7 @@ class Case:
     def configs(self) -> list[Config]:
         """Those worth a try: the guess, and around it."""
         sums = plain(self.outputs, self.inputs)
-        matrices = by_matrices(self.outputs, self.inputs, 2)
+        matrices = by_matrices(self.outputs, self.inputs, 2, self.rows)
         found, half = [self.guess], max(1, matrices.splits // 2)
         if self.rows <= 8:
             columns = (sums.columns // 2, sums.columns, 2 * sums.columns)
@@ -73,6 +78,9 @@ class Case:
         if self.rows > 1:
             found += [matrices, matrices._replace(splits=half)]
             found += [Config(16, w, half, 256, 3) for w in (2, 4)]
+        if self.rows > MOST_ROWS:
+            wider = matrices._replace(columns=2 * matrices.columns, splits=2 * matrices.splits)
+            found += [wider, wider._replace(warps=8), matrices._replace(depth=64, stages=5)]
         if self.rows > 8:
             found.append(matrices._replace(splits=2 * matrices.splits))
             if self.weight_bytes == 2:
@@ -81,9 +89,20 @@ class Case:
         return [c for c in blocks if c.splits == 1 or blocks[c] <= PROGRAMS]
 
 
+@dataclass(frozen=True)
+class Times:
+    """Microseconds of a product: with the best config, the guessed one, and PyTorch's of bf16."""
+
+    best: Config
+    best_us: float
+    guess_us: float
+    peer_us: float
+
+
 def main() -> int:
     """Compile in processes, then time case by case."""
-    cases = [Case(*shape, m, b) for shape, m, b in product(SHAPES, BANDS, (2, 1))]
+    shapes = chain.from_iterable(MODELS.values())
+    cases = [Case(*shape, m, b) for shape, m, b in product(shapes, BANDS, (2, 1))]
     # the outputs are no part of what is compiled
     tasks = {(replace(case, outputs=0), c): (case, c) for case in cases for c in case.configs()}
     workers = max(1, min(14, os.cpu_count() or 1))
@@ -91,11 +110,21 @@ def main() -> int:
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         list(pool.map(compile_all, shares))
     entries = [(case, compare(case)) for case in cases]
+    for rows, name in product(BANDS, MODELS):
+        for weight_bytes in (2, 1):
+            some = [
+                times
+                for case, times in entries
+                if (case.rows, case.weight_bytes) == (rows, weight_bytes)
+                and (case.outputs, case.inputs) in MODELS[name]
+            ]
+            ours, theirs = sum(t.best_us for t in some), sum(t.peer_us for t in some)
+            print(f"{name}, {8 * weight_bytes} bits, {rows} rows: {ours / theirs:.2f} of PyTorch's")
     print("\nTUNED:")
-    for case, best in entries:
-        if best is not None:
+    for case, times in entries:
+        if times.best_us < WORTH * times.guess_us:
             key = (case.weight_bytes, case.outputs, case.inputs, case.rows)
-            print(f"        {key}: Config{tuple(best)},")
+            print(f"        {key}: Config{tuple(times.best)},")
     return 0
 
 
@@ -108,8 +137,8 @@ def compile_all(tasks: list[tuple[Case, Config]]) -> None:
 
 
 @torch.inference_mode()
-def compare(case: Case) -> Config | None:
-    """Print what the best config takes, and give it where the guess is not as good."""
+def compare(case: Case) -> Times:
+    """What the configs take, told in a line."""
     peer = 1e6 * seconds(products(case, None, case.count), case.count)
     found = {c: 1e6 * seconds(products(case, c, case.count), case.count) for c in case.configs()}
     best, guessed = min(found, key=lambda config: found[config]), found[case.guess]
@@ -120,7 +149,7 @@ def compare(case: Case) -> Config | None:
         f"PyTorch's of bf16 {peer:.2f} us",
         flush=True,
     )
-    return best if found[best] < WORTH * guessed else None
+    return Times(best, found[best], guessed, peer)
 
 
 def products(case: Case, config: Config | None, count: int) -> Callable[[], None]:

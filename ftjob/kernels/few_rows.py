@@ -31,8 +31,8 @@ def few_rows(
     activation: Activation | None = None,
     config: Config | None = None,
 ) -> torch.Tensor:
-    """activation(x W^T + b): x [M, K], M from 1 to `MOST_ROWS`, and W [N, K], both with dense rows
-    -> [M, N] in the dtype of x.
+    """activation(x W^T + b): x [M, K], M from 1 to the last of `BANDS`, of f32 to `MOST_ROWS`, and
+    W [N, K], both with dense rows -> [M, N] in the dtype of x.
 
     W is of any float dtype, or int8 with `scale` f32 [N]: the sum of x * int8 is scaled, which is
     exact but for the rounding of f32; the way of other devices rounds scale * int8 to the dtype of
@@ -67,7 +67,7 @@ def few_rows(
         x.stride(0),
         weight.stride(0),
         INPUTS=inputs,
-        ROWS=16 if chosen.depth else triton.next_power_of_2(rows),
+        ROWS=max(16 if chosen.depth else 1, triton.next_power_of_2(rows)),
         COLUMNS=chosen.columns,
         DEPTH=depth,
         SHARE=share,

@@ -15,8 +15,9 @@ import torch
 
 # So many rows, a decode step's lanes, are few: beyond, cuBLAS has tiles of its own.
 MOST_ROWS = 16
-# Rows are rounded up to one of these in the table.
-BANDS = (1, 4, 8, MOST_ROWS)
+# Rows are rounded up to one of these in the table. Those above `MOST_ROWS` are there to be
+# measured, of half precision alone.
+BANDS = (1, 4, 8, MOST_ROWS, 32, 64, 128)
 # Programs that keep a GPU's processors reading, two on each of an H100's or H200's 132.
 PROGRAMS = 264
 # Of so many columns of the result tensor cores are faster from the second row on, of fewer from the
@@ -96,7 +97,7 @@ def config_of(rows: int, outputs: int, inputs: int, x_bytes: int, weight_bytes: 
         if found is not None:
             return found
         if rows > 4 or (rows > 1 and outputs >= LARGE):
-            return by_matrices(outputs, inputs, x_bytes)
+            return by_matrices(outputs, inputs, x_bytes, band)
     # tensor cores would round f32
     return plain(outputs, inputs)
 
@@ -111,10 +112,10 @@ def plain(outputs: int, inputs: int) -> Config:
     return Config(columns, warps=8)
 
 
-def by_matrices(outputs: int, inputs: int, x_bytes: int) -> Config:
-    """Tensor cores, 16 rows of them: a program has many columns, else it reads more of x than of W,
-    and splits make up the number of programs."""
-    columns, depth, splits = 32, 256 // x_bytes, 1
+def by_matrices(outputs: int, inputs: int, x_bytes: int, rows: int) -> Config:
+    """Tensor cores, at least 16 rows of them: a program has many columns, the more the more rows,
+    else it reads more of x than of W, and splits make up the number of programs."""
+    columns, depth, splits = 32 if rows <= 32 else 64, 256 // x_bytes, 1
     while splits * -(-outputs // columns) < PROGRAMS * 3 // 4 and 2 * splits * depth <= inputs:
         splits *= 2
-    return Config(columns, warps=4, splits=splits, depth=depth, stages=4)
+    return Config(columns, warps=4, splits=splits, depth=depth, stages=4 if rows <= 32 else 3)
