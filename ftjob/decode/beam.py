@@ -12,16 +12,23 @@ from itertools import pairwise
 
 import torch
 
+from ftjob import kernels
 from ftjob.comm import Comm
 from ftjob.config.groups import DecodeConfig
 from ftjob.decode.logits import top_logprobs
 from ftjob.decode.processors import Processors
-from ftjob.decode.search import Advance, Harvest, SearchRow, grown, smallest_ties
+from ftjob.decode.search import (
+    BEAM_BITS,
+    TOKEN_BITS,
+    Advance,
+    Harvest,
+    SearchRow,
+    ancestry,
+    grown,
+    smallest_ties,
+)
 from ftjob.model.arrays import Array, sent
 from ftjob.tasks.base import Generated, Hypothesis
-
-# A token and the beam it continues in one number, in the pool below the step as well.
-TOKEN_BITS, BEAM_BITS = 32, 8
 
 
 class BeamSearch:
@@ -80,6 +87,8 @@ class BeamSearch:
         self._history = torch.zeros((slots, 1, width), dtype=torch.int64, device=device)
         self._logprobs = torch.zeros((slots, 1, width), device=device)
         self._gaps = torch.zeros((slots, 1), device=device)
+        # length ** length_penalty behind each step
+        self._power = torch.ones((slots, 1), device=device)
         # The pool, best first: score, cum_logprob, the last token's own; how each one ended.
         self._pool = torch.zeros((slots, width, 3), device=device)
         self._endings = torch.zeros((slots, width), dtype=torch.int64, device=device)
@@ -101,6 +110,7 @@ class BeamSearch:
         if columns > self._history.shape[1]:
             self._history = grown(self._history, columns)
             self._logprobs, self._gaps = grown(self._logprobs, columns), grown(self._gaps, columns)
+            self._power = grown(self._power, columns)
         ends = max(len(self._processors.ends_of(row)) + len(row.options.stops) for row in rows)
         diverse = any(o.beam_search_diversity_rate for o in options)
         if ends > self._ends or diverse > self._diverse:
@@ -110,6 +120,10 @@ class BeamSearch:
         self._length[slots] = 0
         self._limit[slots] = sent(limits, device, torch.int64)
         self._penalty[slots] = sent([o.length_penalty for o in options], device, torch.float32)
+        lengths = torch.arange(1, self._power.shape[1] + 1, dtype=torch.float64, device=device)
+        powers = lengths.pow(self._penalty[slots].double().unsqueeze(1))
+        # within what float32 can divide by, whatever the penalty
+        self._power[slots] = powers.clamp(1e-30, 1e30).float()
         rates = [self._sign * o.beam_search_diversity_rate for o in options]
         self._rate[slots] = sent(rates, device, torch.float32)
         self._done[slots] = False
@@ -125,7 +139,7 @@ class BeamSearch:
         at, to = (sent(slots, device, torch.int64) for slots in (sources, targets))
         for state in (
             *(self._length, self._limit, self._done, self._open, self._penalty, self._rate),
-            *(self._history, self._logprobs, self._gaps, self._pool, self._endings),
+            *(self._history, self._logprobs, self._gaps, self._power, self._pool, self._endings),
         ):
             state[to] = state[at]
 
@@ -141,23 +155,19 @@ class BeamSearch:
             None if edits is None else (edits, self._looks, self._diverse, self._history.shape[1])
         )
 
-    def _powers(self, lengths: torch.Tensor) -> torch.Tensor:
-        """length ** length_penalty of the first n rows, lengths [n]."""
-        powers = lengths.double().pow(self._penalty[: len(lengths)].double())
-        # within what float32 can divide by, whatever the penalty
-        return powers.clamp(1e-30, 1e30).float()
-
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
         """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten."""
         width, looks = self.beams, self._looks
         n = logits.shape[0] // width
+        if kernels.used(logits.device) and (taken := self._taken(n, logits, group)) is not None:
+            return taken
         edited = self._processors.apply(logits, group)
         values, ids, norm = top_logprobs(logits, looks, group)  # [n * W, k], [n * W, k], [n * W]
         if edited is not None:
             norm = norm.masked_fill(edited, 0.0)
-        at = self._length[:n]
+        at, rows = self._length[:n], self._rows[:n]
         last = at + 1 >= self._limit[:n]
-        powers = self._powers(at + 1)
+        powers = self._power[rows, at]
         logprobs = (values - norm.unsqueeze(1)).view(n, width, looks)
         lanes_cums = (logprobs + self._open[:n].unsqueeze(2)).flatten(1)  # [n, W * k]
         reached = lanes_cums
@@ -198,7 +208,6 @@ class BeamSearch:
         stops, stop_gaps = self._stop(last, powers, going[:, 0], pooled[:, width - 1])
 
         before = self._done[:n]
-        rows = self._rows[:n]
         gaps = self._gap(
             keys, ending | last.unsqueeze(1), unseen, going, stops, pooled, stop_gaps, powers
         )
@@ -214,6 +223,28 @@ class BeamSearch:
         chosen, parents = tokens.gather(1, lanes), parents.gather(1, lanes)
         self._processors.follow(chosen, parents)
         return Advance(chosen, parents, done)
+
+    def _taken(self, n: int, logits: torch.Tensor, group: Comm) -> Advance | None:
+        """`advance` in one kernel behind the look at the logits; None where rows ask for edits,
+        stop words or diversity, or have too many candidates for that."""
+        # imported here because a machine without a GPU may be without triton
+        from ftjob.kernels.beams import Beams, advance, fits
+
+        plain = not self._diverse and self._processors.kind(n) is not None
+        if not plain or not fits(self.beams, self._looks, self._candidates):
+            return None
+        beams = Beams(
+            *(self._length, self._limit, self._done, self._penalty, self._open, self._history),
+            *(self._logprobs, self._gaps, self._power, self._pool, self._endings),
+        )
+        found = top_logprobs(logits, self._looks, group)
+        chosen = advance(
+            *(found, beams, self._processors.ends, self._candidates),
+            more=self._looks < self._vocab,
+            ft=self._ft,
+            early=self._early_stopping,
+        )
+        return Advance(*chosen)
 
     def _with_ranks(self, cums: torch.Tensor, powers: torch.Tensor) -> torch.Tensor:
         """What [n, W, k] continuations rank by, [n, W * k]: the cum_logprob that gives the score
@@ -252,7 +283,8 @@ class BeamSearch:
             return last | (worst > -torch.inf), torch.full_like(worst, torch.inf)
         n = len(last)
         if self._early_stopping == "never":
-            powers = self._powers(self._limit[:n]).where(self._penalty[:n] > 0, powers)
+            final = self._power[self._rows[:n], self._limit[:n] - 1]
+            powers = final.where(self._penalty[:n] > 0, powers)
         hope = best / powers
         return last | (hope <= worst), (hope - worst).abs().masked_fill(last, torch.inf)
 
@@ -315,16 +347,3 @@ class BeamSearch:
         ordered = [(a[0] - b[0]) * unit for a, b in pairwise(pool[: len(found) + 1])]
         final = [(len(found[0].ids) - 1, gap) for gap in ordered]
         return Generated(found, smallest_ties([*enumerate(gaps), *final]))
-
-
-def ancestry(
-    beam: int, history: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]
-) -> tuple[list[int], list[float]]:
-    """The tokens of a beam after the steps of `history`, each a token and the lane before it by
-    lane, and their log-probabilities."""
-    ids, singles = [], []
-    for at in range(len(history) - 1, -1, -1):
-        singles.append(logprobs[at][beam])
-        beam, token = divmod(history[at][beam], 1 << TOKEN_BITS)
-        ids.append(token)
-    return ids[::-1], singles[::-1]

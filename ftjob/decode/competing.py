@@ -13,10 +13,17 @@ import torch
 
 from ftjob.comm import Comm
 from ftjob.config.groups import DecodeConfig
-from ftjob.decode.beam import TOKEN_BITS, ancestry
 from ftjob.decode.logits import top_logprobs
 from ftjob.decode.processors import Processors
-from ftjob.decode.search import Advance, Harvest, SearchRow, grown, smallest_ties
+from ftjob.decode.search import (
+    TOKEN_BITS,
+    Advance,
+    Harvest,
+    SearchRow,
+    ancestry,
+    grown,
+    smallest_ties,
+)
 from ftjob.model.arrays import Array, sent
 from ftjob.tasks.base import Generated, Hypothesis
 

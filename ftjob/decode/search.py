@@ -20,6 +20,9 @@ from ftjob.decode.looks import Fetched
 from ftjob.model.arrays import sent
 from ftjob.tasks.base import NEAR_TIE, Generated, GenerateRequest
 
+# A token and the beam it continues in one number; in a pool of beams below the step as well.
+TOKEN_BITS, BEAM_BITS = 32, 8
+
 
 @dataclass(frozen=True)
 class Advance:
@@ -152,3 +155,16 @@ def smallest_ties(gaps: Sequence[tuple[int, float]]) -> list[list[float]]:
         if gap < NEAR_TIE:
             smallest[position] = min(gap, smallest.get(position, gap))
     return [[position, round(gap, 9)] for position, gap in sorted(smallest.items())]
+
+
+def ancestry(
+    beam: int, history: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]
+) -> tuple[list[int], list[float]]:
+    """The tokens of a beam after the steps of `history`, each a token and the lane before it by
+    lane, and their log-probabilities."""
+    ids, singles = [], []
+    for at in range(len(history) - 1, -1, -1):
+        singles.append(logprobs[at][beam])
+        beam, token = divmod(history[at][beam], 1 << TOKEN_BITS)
+        ids.append(token)
+    return ids[::-1], singles[::-1]

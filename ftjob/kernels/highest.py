@@ -75,7 +75,7 @@ def _norm(held):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _next(held, left):  # type: ignore[no-untyped-def]
+def next_highest(held, left):  # type: ignore[no-untyped-def]
     """The highest value held, the lowest column of equals, and both without it."""
     value = tl.max(held, 0)
     place = tl.min(tl.where(held == value, left, _NONE), 0)
@@ -103,7 +103,7 @@ def _find(
     first = (part * rows + row) * (2 * K + 1)
     tl.store(found + first + 2 * K, _norm(held))
     for i in tl.static_range(K):
-        value, place, held, left = _next(held, left)
+        value, place, held, left = next_highest(held, left)
         tl.store(found + first + i, value)
         # a part with fewer columns gives some that are none, lower than any
         tl.store(places + first + K + i, tl.minimum(place, columns - 1))
@@ -134,7 +134,7 @@ def _merge(
     held = tl.load(found + own, mask=inside, other=float("-inf"))
     left = tl.load(places + own + HELD, mask=inside, other=_NONE)
     for i in tl.static_range(K):
-        value, place, held, left = _next(held, left)
+        value, place, held, left = next_highest(held, left)
         tl.store(values + row * K + i, value)
         # none is left where there are no numbers: a model's NaN
         column = tl.where(place == _NONE, 0, place)
