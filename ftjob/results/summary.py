@@ -27,7 +27,7 @@ from ftjob.errors import (
 from ftjob.pipeline import wanted_share
 from ftjob.results.entries import raw_lines
 from ftjob.results.exports import export
-from ftjob.results.folder import RunFolder, read_json_file, write_json, write_text
+from ftjob.results.folder import RunFolder, read_json_file, replaced, write_json, write_text
 from ftjob.results.journal import History, read_history
 from ftjob.results.pipeline import pipeline_facts, with_stages
 from ftjob.results.statuses import attempt_facts, cause_text, merged_status, throughput
@@ -60,17 +60,11 @@ def load_config(folder: RunFolder) -> JobConfig:
 
 def merge(folder: RunFolder, history: History) -> None:
     """Write samples.jsonl: every journaled record once, in dataset order."""
-    path = folder.file("samples.jsonl")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            for line in raw_lines(history.entries):
-                file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replaced(folder.file("samples.jsonl")) as beside, beside.open("wb") as file:
+        for line in raw_lines(history.entries):
+            file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_samples(path: Path) -> Iterator[Json]:
