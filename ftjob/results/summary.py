@@ -118,7 +118,8 @@ def score_samples(task: Task, path: Path, history: History) -> Score:
 def verdict(config: JobConfig, values: dict[str, float], failed: int) -> tuple[int, str | None]:
     """The exit code of a run that reached its end, and its reason."""
     if failed > config.run.max_failed:
-        return TOO_MANY_FAILED, (f"{failed} rows failed, run.max_failed is {config.run.max_failed}")
+        rows = "1 row" if failed == 1 else f"{failed} rows"
+        return TOO_MANY_FAILED, f"{rows} failed, run.max_failed is {config.run.max_failed}"
     for name, least in config.dataset.expect.items():
         value = values.get(name)
         if value is None or value < least:
