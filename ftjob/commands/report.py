@@ -40,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(
             f"report {path}: is not a run folder (it has no identity.json), and none lies in it."
         )
+    if path.is_symlink():  # runs/latest, which will point at another run
+        path = path.parent / path.readlink()
     folder = RunFolder(path)
     results = finish(folder, collect(folder))
     write_report(folder, results)

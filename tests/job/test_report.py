@@ -59,6 +59,13 @@ def test_from_elsewhere(place: Place, copied: Path) -> None:
     assert all((moved / name).is_file() for name in DERIVED)
 
 
+def test_the_newest_by_its_link(place: Place, copied: Path) -> None:
+    """The report names the run, not a link that will be another's."""
+    (place.cwd / "latest").symlink_to("run")
+    place("report", "latest").expect(0)
+    assert load(copied / "results.json")["run_dir"] == "run"
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "plan.json", "status/rank0000.attempt0.json"])
 def test_damaged_record(place: Place, copied: Path, name: str) -> None:
     (copied / name).write_text("{", encoding="utf-8")
