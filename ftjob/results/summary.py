@@ -12,6 +12,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +139,14 @@ def collect(folder: RunFolder) -> Score:
     return score_samples(task, folder.file("samples.jsonl"), history)
 
 
-def finish(folder: RunFolder, score: Score) -> Json:
+def finish(folder: RunFolder, score: Score, now: datetime | None = None) -> Json:
     """Write results.json and status.json; returns the results.
 
     Their `code` is the latest attempt's own where it did not reach the end, else what failed rows
-    and expectations make of it.
+    and expectations make of it; none where it still runs `now`, which None says it does not.
     """
     config = load_config(folder)
-    status = merged_status(folder)
+    status = merged_status(folder, now)
     code, cause = status["code"], cause_text(status["cause"])
     if code == DONE:
         code, cause = verdict(config, score.summary.values, score.failed)
