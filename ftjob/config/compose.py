@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ftjob.config.build import build
 from ftjob.config.groups import GROUPS, JobConfig
 from ftjob.config.keys import Key, keys_of, union_options
-from ftjob.config.old_names import OLD_NAMES
+from ftjob.config.old_settings import names
 from ftjob.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -110,13 +110,15 @@ def _checked(text: str, override: Override, config_dirs: Sequence[str]) -> str:
     parent, _, _ = name.rpartition(".")
     if parent in leaves and isinstance(leaves[parent].default, dict):
         return f"++{text.lstrip('+')}"  # open mappings such as dataset.expect take any name
-    if (old := name.split(".")[-1]) in OLD_NAMES:
+    if (old := name.split(".")[-1]) in names():
         raise ConfigError(f"{text}: {_new_name(old)}")
     raise ConfigError(f"{text}: no such key. {nearest(name, _siblings(name, leaves))}")
 
 
 def _new_name(old: str) -> str:
-    new, remark = OLD_NAMES[old]
+    new, remark = names()[old]
+    if not new:
+        return f"FasterTransformer's {old} is no key here: {remark}."
     return f"FasterTransformer's {old} is {new} here{f' ({remark})' if remark else ''}."
 
 
@@ -130,7 +132,7 @@ def _quoted(text: str) -> str:
     name, equals, value = text.partition("=")
     leaf = next((k for k in keys_of(JobConfig) if k.name == name.lstrip("+")), None)
     old = name.lstrip("-")
-    if old != name and old in OLD_NAMES:  # a flag of FasterTransformer's examples
+    if old != name and old in names():  # a flag of FasterTransformer's examples
         raise ConfigError(f"{text}: {_new_name(old)}")
     if leaf is None or not equals or str not in union_options(leaf.type):
         raise ConfigError(
