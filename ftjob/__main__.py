@@ -33,6 +33,8 @@ COMMANDS = MappingProxyType(
         "compare": ("ftjob.commands.compare", "RUN_A RUN_B: are the answers the same?"),
     }
 )
+PATHS = frozenset({"report", "compare"})  # take folders, and compose nothing
+HELP = frozenset({"--help", "-h"})
 HYDRA_FLAGS = frozenset(
     {
         "--help",
@@ -80,14 +82,25 @@ def _dispatch(arguments: list[str]) -> int:
     world = importlib.import_module("ftjob.launch.world").detect_world(os.environ)
     if world.rank > 0 and (command != "run" or HYDRA_FLAGS.intersection(arguments)):
         return DONE  # what only prints is rank 0's to print
+    if HELP.intersection(arguments):
+        print(usage())
+        if command in PATHS:
+            return DONE
     module = importlib.import_module(COMMANDS[command][0])
-    if command in ("report", "compare"):
+    if command in PATHS:
         return int(module.main(arguments))
     if HYDRA_FLAGS.intersection(arguments):
         hydra_app = importlib.import_module("ftjob.commands.hydra_app")
         return int(hydra_app.main(command, arguments))
     arguments, config_dirs = take_config_dirs(arguments)
     return int(module.main(arguments, config_dirs))
+
+
+def usage() -> str:
+    """What can be typed: the commands, a line each."""
+    lines = ["python -m ftjob [COMMAND] key=value ...", ""]
+    lines += [f"  {name:8}  {does}" for name, (_, does) in COMMANDS.items()]
+    return "\n".join([*lines, "", "What each key means: README.md, Configuration."])
 
 
 def take_config_dirs(arguments: list[str]) -> tuple[list[str], list[str]]:

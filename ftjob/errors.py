@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import signal
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -30,7 +32,7 @@ EXIT_CODES: Mapping[int, str] = MappingProxyType(
         DONE: "done",
         BUG: "a bug of ftjob's, two attempts in a row without a new row, or broken devices",
         CONFIG_REFUSED: "configuration refused",
-        UNREADABLE: "checkpoint or data unreadable",
+        UNREADABLE: "checkpoint or data unreadable, or the run folder cannot be written",
         TOO_MANY_FAILED: "finished, but more failed requests than run.max_failed",
         BELOW_EXPECTATION: "below dataset.expect, or compare found other answers",
         DRAINED: "drained on request; run the same command again to go on",
@@ -70,7 +72,7 @@ class DataError(JobError):
 
 
 class RunFolderError(JobError):
-    """The run folder cannot be used: it is damaged, or belongs to other answers."""
+    """The run folder cannot be used: it is damaged, belongs to other answers, or takes no more."""
 
     code = UNREADABLE
 
@@ -152,6 +154,21 @@ def cause_of(error: Exception, rank: int, phase: str) -> Cause:
         return Cause(error.code, str(error), rank, phase=phase, lost=lost)
     trace = "".join(traceback.format_exception(error))
     return Cause(BUG, f"{type(error).__name__}: {error}", rank, phase=phase, traceback=trace)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What is written inside is `path`, of a run folder.
+
+    Raises:
+        RunFolderError: where the disk is full or read-only, or fails, or nobody may write there.
+    """
+    try:
+        yield
+    except FileExistsError:  # somebody else's file: no fault of the disk
+        raise
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def nearest(word: str, legal: Iterable[str]) -> str:

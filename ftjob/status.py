@@ -15,7 +15,7 @@ from typing import Any
 
 from ftjob.batching import Chunk
 from ftjob.device import DeviceThread
-from ftjob.errors import Cause
+from ftjob.errors import Cause, RunFolderError
 from ftjob.results.folder import RunFolder, born, write_json
 from ftjob.telemetry import Phases
 
@@ -73,7 +73,18 @@ class RankStatus:
     started: str = field(default_factory=lambda: now())
 
     def write(self, cause: Cause | None, code: int | None) -> None:
-        """Write the file; `code` None means that the rank still runs."""
+        """Write the file; `code` None means that the rank still runs.
+
+        Raises:
+            RunFolderError: where it cannot be written, and there is no cause yet that says more.
+        """
+        try:
+            self._write(cause, code)
+        except RunFolderError:
+            if cause is None:
+                raise
+
+    def _write(self, cause: Cause | None, code: int | None) -> None:
         phases = self.phases
         write_json(
             self.folder.status(phases.rank, phases.attempt),

@@ -11,11 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from ftjob.errors import writing
 
 # A gap within a phase is kept where it is this share of the time so far: about a pixel of the
 # report's time line. So the list grows with the logarithm of the time, not with the chunks.
@@ -108,15 +110,17 @@ class Phases:
 
 class RunLog:
     """Lines of `time level rank device phase message` in the rank's log file; rank 0 shows
-    those of level `note` and above on stderr too."""
+    those of level `note` and above on stderr too. What a disk does not take ends nothing here: the
+    journal meets it next, and rank 0 shows its word."""
 
     SHOWN = ("note", "warning", "error")
 
     def __init__(self, path: Path, rank: int) -> None:
         self.rank = rank
         self._lock = threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(
         self, level: str, message: str, *, device: int | None = None, phase: str | None = None
@@ -126,16 +130,16 @@ class RunLog:
         where = f"rank={self.rank} device={'-' if device is None else device} phase={phase or '-'}"
         text = message.replace("\n", "\n    ")
         with self._lock:
-            self._file.write(f"{when} {level} {where} {text}\n")
+            with suppress(OSError):
+                self._file.write(f"{when} {level} {where} {text}\n")
             if self.rank == 0 and level in self.SHOWN:
                 print(f"ftjob: {message}", file=sys.stderr, flush=True)  # noqa: T201
 
     def close(self) -> None:
         """Flush to disk and close."""
-        with self._lock:
+        with self._lock, suppress(OSError), self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._file.close()
 
 
 class Progress:

@@ -75,7 +75,7 @@ ftjob_end() {
   shift
   if [[ $(ftjob_attempts) != "$ftjob_held" ]]; then
     if [[ $(ftjob_mark) == "$ftjob_before" ]]; then
-      "$@" report "$ftjob_run" >/dev/null || true # rank 0 died before it could merge
+      "$@" report "$ftjob_run" report.over=true >/dev/null || true # rank 0 died before it could merge
     fi
     if [[ $(ftjob_mark) != "$ftjob_before" ]]; then
       said=$(sed -n 's/^  "code": \([0-9][0-9]*\),$/\1/p' "$ftjob_run/status.json")
@@ -83,7 +83,9 @@ ftjob_end() {
   fi
   code=${said:-$code}
   [[ $code -ne 75 ]] || ftjob_requeue
-  [[ $code -eq 0 ]] || ftjob_say "job $SLURM_JOB_ID ends with $code; see $ftjob_run/status.json"
+  said="what is said above"
+  [[ ! -e $ftjob_run/status.json ]] || said=$ftjob_run/status.json
+  [[ $code -eq 0 ]] || ftjob_say "job $SLURM_JOB_ID ends with $code; see $said"
   exit "$code"
 }
 

@@ -49,7 +49,7 @@ def open_checkpoint(
     if config.is_file():
         return open_huggingface(folder)
     raise CheckpointError(
-        f"{folder}: is no checkpoint: the folder has no config.json (Hugging Face), no config.ini "
-        "nor N-gpu folder with one (FasterTransformer), and no mp_rank_00, release or iter_0000000 "
-        "(Megatron-LM)"
+        f"model.checkpoint={folder}: is no checkpoint: the folder has no config.json (Hugging "
+        "Face), no config.ini nor N-gpu folder with one (FasterTransformer), and no mp_rank_00, "
+        "release or iter_0000000 (Megatron-LM)"
     )

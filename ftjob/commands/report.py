@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 
 from ftjob.commands.layout import columns
 from ftjob.errors import DONE, ConfigError
@@ -17,6 +19,8 @@ from ftjob.results.runs import runs_in, tabulate_runs
 from ftjob.results.summary import collect, finish, read_samples, write_report
 
 STYLE = "report.style"
+OVER = "report.over"  # slurm/job.sh knows that no rank runs any more
+LEGAL = MappingProxyType({STYLE: ("table", "ft"), OVER: ("false", "true")})
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,23 +29,27 @@ def main(arguments: Sequence[str]) -> int:
     settings = dict(a.split("=", 1) for a in arguments if "=" in a)
     paths = [a for a in arguments if "=" not in a]
     for name, value in settings.items():
-        if name != STYLE or value not in ("table", "ft"):
-            raise ConfigError(f"report {name}={value}: must be {STYLE}=table or {STYLE}=ft.")
+        if value not in LEGAL.get(name, ()):
+            legal = ", ".join(f"{n}={v}" for n, values in LEGAL.items() for v in values)
+            raise ConfigError(f"report {name}={value}: must be one of {legal}.")
     if len(paths) != 1:
         raise ConfigError(
             f"usage: python -m ftjob report RUN [{STYLE}=ft], with RUN a run folder (runs/latest "
             "is the newest) or the folder that several of them lie in."
         )
-    path = Path(paths[0]).expanduser()
+    path, now = Path(paths[0]).expanduser(), datetime.now(timezone.utc)
     if not (path / "identity.json").is_file():
         if not settings and (runs := runs_in(path)):
-            print("\n".join(columns(tabulate_runs(runs))))
+            print("\n".join(columns(tabulate_runs(runs, now))))
             return DONE
         raise ConfigError(
             f"report {path}: is not a run folder (it has no identity.json), and none lies in it."
         )
+    if path.is_symlink():  # runs/latest, which will point at another run
+        path = path.parent / path.readlink()
     folder = RunFolder(path)
-    results = finish(folder, collect(folder))
+    over = settings.get(OVER) == "true"
+    results = finish(folder, collect(folder), None if over else now)
     write_report(folder, results)
     if settings.get(STYLE) == "ft":
         print(render_ft(read_samples(folder.file("samples.jsonl")), results), end="")

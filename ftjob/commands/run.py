@@ -271,11 +271,16 @@ def _seen(job: Job, data: Fingerprint | None) -> Seen | None:
 
 
 def _check_expectations(config: JobConfig) -> None:
-    """dataset.expect gives least values: of a metric where less is better it would say nothing."""
+    """dataset.expect gives least values: of a metric where less is better it would say nothing, and
+    of one that the run does not compute it would be told when all is done."""
     metrics = make_task(config).metrics
+    legal = ", ".join(n for n, m in metrics.items() if m.higher_is_better is not False)
     for name, least in config.dataset.expect.items():
-        if name in metrics and metrics[name].higher_is_better is False:
-            legal = ", ".join(n for n, m in metrics.items() if m.higher_is_better is not False)
+        if name not in metrics:
+            raise ConfigError(
+                f"dataset.expect.{name}={least:g}: no such metric of this run. Legal: {legal}."
+            )
+        if metrics[name].higher_is_better is False:
             raise ConfigError(
                 f"dataset.expect.{name}={least:g}: less is better there, and dataset.expect gives "
                 f"least values. Legal: {legal}."

@@ -20,7 +20,7 @@ from ftjob.errors import CheckpointError
 _LARGEST = 1 << 20
 _ROWS = MappingProxyType(
     {
-        f"model={family}": f"Add the rows to run: dataset={dataset} dataset.path=FILE."
+        f"model={family}": f"dataset={dataset} dataset.path=FILE"
         for family, dataset in (("gpt2", "prompts"), ("t5", "translation"))
     }
 )
@@ -48,7 +48,11 @@ def settings_page(file: Path) -> str:
     overrides = dict.fromkeys([*chosen, *found])
     command = " ".join(["python -m ftjob", *map(shlex.quote, overrides)])
     more = f"\n{dumped} more keys are a dump of transformers' configuration.\n" if dumped else ""
-    return f"{command}\n\n" + "\n".join(columns(rows)) + f"\n{more}\n{_ROWS[chosen[0]]}\n"
+    weights = any(o.startswith("model.checkpoint=") for o in found)
+    what = "the rows" if weights else "the weights and the rows"
+    path = "" if weights else "model.checkpoint=PATH "
+    last = f"Add {what} to run: {path}{_ROWS[chosen[0]]}."
+    return f"{command}\n\n" + "\n".join(columns(rows)) + f"\n{more}\n{last}\n"
 
 
 def read_settings(file: Path) -> tuple[dict[str, str], str, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ftjob.config.build import build
 from ftjob.config.groups import GROUPS, JobConfig
 from ftjob.config.keys import Key, keys_of, union_options
-from ftjob.config.old_names import OLD_NAMES
+from ftjob.config.old_settings import names
 from ftjob.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> JobCon
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    for folder in config_dirs:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--config-dir {folder}: no such folder.")
     arguments = check_overrides(overrides, config_dirs)
     if config_dirs:
         paths = ",".join(f"'file://{Path(d).resolve()}'" for d in config_dirs)
@@ -107,13 +110,16 @@ def _checked(text: str, override: Override, config_dirs: Sequence[str]) -> str:
     parent, _, _ = name.rpartition(".")
     if parent in leaves and isinstance(leaves[parent].default, dict):
         return f"++{text.lstrip('+')}"  # open mappings such as dataset.expect take any name
-    if name.split(".")[-1] in OLD_NAMES:
-        new, remark = OLD_NAMES[name.split(".")[-1]]
-        raise ConfigError(
-            f"{text}: FasterTransformer's {name.split('.')[-1]} is {new} here"
-            f"{f' ({remark})' if remark else ''}."
-        )
+    if (old := name.split(".")[-1]) in names():
+        raise ConfigError(f"{text}: {_new_name(old)}")
     raise ConfigError(f"{text}: no such key. {nearest(name, _siblings(name, leaves))}")
+
+
+def _new_name(old: str) -> str:
+    new, remark = names()[old]
+    if not new:
+        return f"FasterTransformer's {old} is no key here: {remark}."
+    return f"FasterTransformer's {old} is {new} here{f' ({remark})' if remark else ''}."
 
 
 def _quoted(text: str) -> str:
@@ -125,6 +131,9 @@ def _quoted(text: str) -> str:
     """
     name, equals, value = text.partition("=")
     leaf = next((k for k in keys_of(JobConfig) if k.name == name.lstrip("+")), None)
+    old = name.lstrip("-")
+    if old != name and old in names():  # a flag of FasterTransformer's examples
+        raise ConfigError(f"{text}: {_new_name(old)}")
     if leaf is None or not equals or str not in union_options(leaf.type):
         raise ConfigError(
             f"{text!r} is not an override: write key=value, quoted where the shell or "

@@ -210,7 +210,11 @@ class RunConfig:
     """Where results go, and when the job gives up."""
 
     name: str | None = key(None, "last part of the run folder's name; null is the model's name")
-    dir: str | None = key(None, "run folder, resumed if it exists; null is runs/DATE_TIME_name")
+    dir: str | None = key(
+        None,
+        "run folder, resumed if it exists; null is runs/DATE_TIME_name",
+        rule=Rule("not empty", bool),  # a script's unset variable would mean the current folder
+    )
     parquet: bool | None = key(
         None, "also write samples.parquet; null: where the rows of dataset.path come from one"
     )

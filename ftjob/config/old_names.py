@@ -1,6 +1,6 @@
 """FasterTransformer's parameter names and ftjob's: only used to say the new name.
 
-`compose` looks a refused key up here; `old_settings` has the others, and renders README's table.
+`old_settings` adds the others: `compose` looks a refused key up there, README's table is its too.
 """
 
 from __future__ import annotations

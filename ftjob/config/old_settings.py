@@ -19,7 +19,7 @@ _NO_TABLES = "prompt tables are not read"
 _NO_SESSIONS = "there are no sessions: a row is whole"
 _NO_EXPERTS = "mixtures of experts are not read"
 _FLAG = "a flag of its converters"
-# What `old_names` does not answer on the command line: name -> (key or "", remark).
+# What a settings file says besides, and what has no new name: name -> (key or "", remark).
 MORE_NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "model_type": ("model.family", "GPT is model=gpt2, T5 is model=t5; others are not read"),

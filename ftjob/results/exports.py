@@ -7,16 +7,15 @@ rows. Nothing else reads these files.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ftjob.config import JobConfig
 from ftjob.config.dataset import file_kind
-from ftjob.results.folder import RunFolder, sync_folder
+from ftjob.results.folder import RunFolder, replaced
 from ftjob.results.openai_files import error_line, is_answered, output_line, requests_of
 
 Json = dict[str, Any]
@@ -35,7 +34,7 @@ def export(folder: RunFolder, config: JobConfig, samples: Iterable[Json]) -> Non
     if config.dataset.task == "prompts":
         samples = _batch_files(folder, samples)
     if parquet:
-        with _beside(folder.file(PARQUET)) as beside:
+        with replaced(folder.file(PARQUET)) as beside:
             _write_parquet(beside, samples)
     for _ in samples:  # what is not written goes by
         pass
@@ -51,7 +50,7 @@ def _batch_files(folder: RunFolder, samples: Iterable[Json]) -> Iterator[Json]:
             if request is not None:
                 if not files:
                     for name in (OUTPUT, ERRORS):
-                        beside = stack.enter_context(_beside(folder.file(name)))
+                        beside = stack.enter_context(replaced(folder.file(name)))
                         files[name] = stack.enter_context(beside.open("w", encoding="utf-8"))
                 answered = is_answered(request)
                 line = output_line(request, created) if answered else error_line(request)
@@ -65,18 +64,6 @@ def _begun(folder: RunFolder) -> int:
     """When the run's first attempt began, in seconds since 1970."""
     started = min((status["started"] for status in folder.statuses()), default=None)
     return 0 if started is None else int(datetime.fromisoformat(started).timestamp())
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the name at the end."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def _write_parquet(path: Path, samples: Iterable[Json]) -> None:

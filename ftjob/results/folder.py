@@ -11,11 +11,13 @@ import os
 import re
 import secrets
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ftjob.errors import ResumeRefused, RunFolderError
+from ftjob.errors import ResumeRefused, RunFolderError, writing
 
 SUBMISSION = "submit"  # the subfolder of what belongs to a submission: batch script, its output
 
@@ -121,37 +123,72 @@ def read_json_file(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole: beside, synced, then renamed over the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    """Write a file whole: beside, synced, then renamed over the old one.
 
-
-def write_json_once(path: Path, value: Any) -> bool:
-    """Write a value as JSON if there is no such file; False where another was first."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    write_json(beside, value)
-    try:
-        os.link(beside, path)
-    except FileExistsError:
-        return False
-    finally:
-        beside.unlink()
-    sync_folder(path.parent)
-    return True
+    Raises:
+        RunFolderError: as `replaced`.
+    """
+    with replaced(path) as beside:
+        _write_synced(beside, text)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, whole."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _as_json(value))
+
+
+def write_json_once(path: Path, value: Any) -> bool:
+    """Write a value as JSON if there is no such file; False where another was first."""
+    beside = _beside(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write_synced(beside, _as_json(value))
+            os.link(beside, path)
+        except FileExistsError:
+            return False
+        finally:
+            _drop(beside)
+    sync_folder(path.parent)
+    return True
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which takes its place if all goes well, else vanishes.
+
+    Raises:
+        RunFolderError: where it cannot be written.
+    """
+    beside = _beside(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield beside
+            os.replace(beside, path)
+        finally:
+            _drop(beside)
+    sync_folder(path.parent)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
+def _drop(path: Path) -> None:
+    with suppress(OSError):  # a disk that takes nothing has said so already
+        path.unlink(missing_ok=True)
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftjob.errors import RunFolderError
+from ftjob.errors import RunFolderError, writing
 from ftjob.results.entries import Entries, first_of_each
 from ftjob.results.folder import RunFolder, sync_folder
 from ftjob.results.journal_index import IndexWriter, read_index
@@ -40,11 +40,13 @@ class JournalWriter:
     def __init__(
         self, folder: RunFolder, rank: int, attempt: int, identity: str, fences: dict[str, int]
     ) -> None:
-        path = folder.journal(rank, attempt)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # "x": an attempt's file is never written by anybody else
-        self._file = path.open("xb")
-        self._index = IndexWriter(path)
+        path = self._path = folder.journal(rank, attempt)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # "x": an attempt's file is never written by anybody else; unbuffered: what a full disk
+            # did not take is not tried again
+            self._file = path.open("xb", buffering=0)
+            self._index = IndexWriter(path)
         header = {
             "journal": VERSION,
             "attempt": attempt,
@@ -60,13 +62,16 @@ class JournalWriter:
         """Write, flush and sync the records as one piece."""
         lines, start = [_line(record) for record in records], self._size
         self._write(lines)
-        self._index.add(records, lines, start)
+        with writing(self._path):
+            self._index.add(records, lines, start)
 
     def _write(self, lines: Sequence[bytes]) -> None:
         whole = b"".join(lines)
-        self._file.write(whole)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            left = memoryview(whole)
+            while left:  # a disk that is nearly full takes a part
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
         self._size += len(whole)
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ class IndexWriter:
     """Appends blocks. They need not be on disk before anything else is."""
 
     def __init__(self, journal: Path) -> None:
-        self._file = index_path(journal).open("wb")
+        self._file = index_path(journal).open("wb", buffering=0)
 
     def add(self, records: Sequence[dict[str, Any]], lines: Sequence[bytes], start: int) -> None:
         """The block of records whose lines begin at byte `start` of the journal."""
@@ -44,7 +44,6 @@ class IndexWriter:
             packed += RECORD.pack(record["index"], key_number(record["key"]), at, failed)
         checksum = crc32(b"".join(lines), crc32(packed))
         self._file.write(BLOCK.pack(len(records), checksum) + packed)
-        self._file.flush()
 
     def close(self) -> None:
         """Close the file."""

@@ -6,6 +6,7 @@ A run that reached a report is told by its results.json, another one by its stat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,14 @@ def _is_run(path: Path) -> bool:
     return (path / "identity.json").is_file()
 
 
-def tabulate_runs(runs: Sequence[RunFolder]) -> list[list[str]]:
-    """The table's cells: the header, then a row for each run."""
-    return [list(HEADER), *map(_row, runs)]
+def tabulate_runs(runs: Sequence[RunFolder], now: datetime) -> list[list[str]]:
+    """The table's cells: the header, then a row for each run as it stands `now`."""
+    return [list(HEADER), *(_row(run, now) for run in runs)]
 
 
-def _row(run: RunFolder) -> list[str]:
+def _row(run: RunFolder, now: datetime) -> list[str]:
     try:
-        status = merged_status(run)
+        status = merged_status(run, now)
     except RunFolderError as error:
         return [run.path.name, "?", *["-"] * 5, str(error)[:CAUSE_WIDTH]]
     code, cause = status["code"], cause_text(status["cause"])

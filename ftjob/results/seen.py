@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from zlib import crc32
 
+from ftjob.errors import writing
 from ftjob.keyset import Occurrences
 from ftjob.results.folder import RunFolder, sync_folder
 from ftjob.tasks.files import Fingerprint
@@ -115,7 +116,7 @@ class SeenWriter:
             self._append("ab", BLOCK.pack(len(rows), crc32(packed)) + packed)
 
     def _append(self, mode: str, whole: bytes) -> None:
-        with self._path.open(mode) as file:
+        with writing(self._path), self._path.open(mode) as file:
             file.write(whole)
             file.flush()
             os.fsync(file.fileno())

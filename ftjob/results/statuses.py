@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import socket
+from datetime import datetime
 from typing import Any
 
 from ftjob.errors import DEADLINE, DONE, DRAINED, KILLED, Cause, RunFolderError
@@ -12,21 +14,26 @@ from ftjob.results.folder import RunFolder, is_running
 
 Json = dict[str, Any]
 # The phases in which devices answer rows: teacher-forced in one, or generating in two.
+SILENT_S = 60.0  # a rank that works writes a heartbeat every few seconds, one that merges none
 WORKING = ("score", "prefill", "decode")
 
 
-def merged_status(folder: RunFolder) -> Json:
+def merged_status(folder: RunFolder, now: datetime | None = None) -> Json:
     """status.json: the latest attempt's code and first cause, over all its ranks.
 
-    A rank that left no end (killed without a word) reads as killed, unless it still runs here.
+    A rank that left no end (killed without a word) reads as killed, unless it still runs here, or
+    on another host as far as its heartbeat tells at `now`; None: the job is known to be over.
     """
     statuses = folder.statuses()
     if not statuses:
         raise RunFolderError(f"{folder.path}: no attempt has left a status there")
     for status in statuses:
-        if is_running(status):
+        if is_running(status) or (now is not None and _beats(status, now)):
             status["cause"] = Cause(
-                DONE, f"attempt {status['attempt']} still runs, as process {status['pid']}"
+                DONE,
+                f"attempt {status['attempt']} still runs, as process {status['pid']} of "
+                f"{status['host']}",
+                status["rank"],
             ).as_dict()
         elif status["code"] is None:
             status["code"] = KILLED
@@ -44,6 +51,13 @@ def merged_status(folder: RunFolder) -> Json:
         "attempt": first["attempt"],
         "ranks": statuses,
     }
+
+
+def _beats(status: Json, now: datetime) -> bool:
+    """Whether a rank of another host gave a sign of life a moment ago."""
+    if status["code"] is not None or status["host"] == socket.gethostname():
+        return False
+    return (now - datetime.fromisoformat(status["heartbeat"])).total_seconds() < SILENT_S
 
 
 def first_word(statuses: list[Json]) -> Json:

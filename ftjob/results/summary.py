@@ -12,6 +12,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ftjob.errors import (
 from ftjob.pipeline import wanted_share
 from ftjob.results.entries import raw_lines
 from ftjob.results.exports import export
-from ftjob.results.folder import RunFolder, read_json_file, write_json, write_text
+from ftjob.results.folder import RunFolder, read_json_file, replaced, write_json, write_text
 from ftjob.results.journal import History, read_history
 from ftjob.results.pipeline import pipeline_facts, with_stages
 from ftjob.results.statuses import attempt_facts, cause_text, merged_status, throughput
@@ -60,17 +61,11 @@ def load_config(folder: RunFolder) -> JobConfig:
 
 def merge(folder: RunFolder, history: History) -> None:
     """Write samples.jsonl: every journaled record once, in dataset order."""
-    path = folder.file("samples.jsonl")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            for line in raw_lines(history.entries):
-                file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replaced(folder.file("samples.jsonl")) as beside, beside.open("wb") as file:
+        for line in raw_lines(history.entries):
+            file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_samples(path: Path) -> Iterator[Json]:
@@ -124,7 +119,8 @@ def score_samples(task: Task, path: Path, history: History) -> Score:
 def verdict(config: JobConfig, values: dict[str, float], failed: int) -> tuple[int, str | None]:
     """The exit code of a run that reached its end, and its reason."""
     if failed > config.run.max_failed:
-        return TOO_MANY_FAILED, (f"{failed} rows failed, run.max_failed is {config.run.max_failed}")
+        rows = "1 row" if failed == 1 else f"{failed} rows"
+        return TOO_MANY_FAILED, f"{rows} failed, run.max_failed is {config.run.max_failed}"
     for name, least in config.dataset.expect.items():
         value = values.get(name)
         if value is None or value < least:
@@ -143,14 +139,14 @@ def collect(folder: RunFolder) -> Score:
     return score_samples(task, folder.file("samples.jsonl"), history)
 
 
-def finish(folder: RunFolder, score: Score) -> Json:
+def finish(folder: RunFolder, score: Score, now: datetime | None = None) -> Json:
     """Write results.json and status.json; returns the results.
 
     Their `code` is the latest attempt's own where it did not reach the end, else what failed rows
-    and expectations make of it.
+    and expectations make of it; none where it still runs `now`, which None says it does not.
     """
     config = load_config(folder)
-    status = merged_status(folder)
+    status = merged_status(folder, now)
     code, cause = status["code"], cause_text(status["cause"])
     if code == DONE:
         code, cause = verdict(config, score.summary.values, score.failed)

@@ -33,6 +33,11 @@ def open_data(path: Path) -> BinaryIO:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
+def absent(path: Path) -> str:
+    """Why a path that is no file is none."""
+    return "is a folder, not a file" if path.is_dir() else "no such file"
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """The SHA-256 of all bytes of some files, and their state when it was taken."""

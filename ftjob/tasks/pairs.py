@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ftjob.errors import DataError, nearest
 from ftjob.tasks.base import Row
-from ftjob.tasks.files import text_lines
+from ftjob.tasks.files import absent, text_lines
 from ftjob.tasks.values import translation_row
 
 
@@ -36,7 +36,7 @@ def check_pair(source: Path, target: Path | None) -> None:
     """
     for key, path in (("path", source), ("target_path", target)):
         if path is not None and not path.is_file():
-            raise DataError(f"dataset.{key}={path}: no such file")
+            raise DataError(f"dataset.{key}={path}: {absent(path)}")
     if target is not None and _count(source) != _count(target):
         raise DataError(_unequal(source, target))
 

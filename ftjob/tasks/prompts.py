@@ -87,7 +87,9 @@ class Prompts:
         if not ids and options.start_id is not None and not limits.seq2seq:
             ids = [options.start_id]
         if not ids:
-            raise ValueError("the prompt has no tokens; start_id would stand in its place")
+            raise ValueError(
+                "the prompt has no tokens; decode.start_id, or its own, would stand in its place"
+            )
         tokens = len(ids)
         most, rule = longest(self._dataset, new, limits)
         if most is not None and tokens > most:

@@ -16,7 +16,7 @@ from ftjob.config.dataset import TABLES, TEXT, file_kind, is_text_alone
 from ftjob.config.groups import DatasetConfig
 from ftjob.errors import DataError, nearest
 from ftjob.tasks.base import Row
-from ftjob.tasks.files import BOM, guarded, open_data, text_lines
+from ftjob.tasks.files import BOM, absent, guarded, open_data, text_lines
 from ftjob.tasks.ids import Ids, doubled_id
 from ftjob.tasks.pairs import check_pair, pair_rows, sacrebleu_files
 from ftjob.tasks.prompt_rows import PromptMaker
@@ -144,7 +144,7 @@ class RowSource:
         if isinstance(self._maker, PromptMaker):
             readers[TEXT] = self._text
         if not path.is_file():
-            raise DataError(f"dataset.path={path}: no such file")
+            raise DataError(f"dataset.path={path}: {absent(path)}")
         kind = file_kind(path.name)
         if kind in readers:
             return readers[kind], path
@@ -158,6 +158,11 @@ class RowSource:
     def _jsonl(self, path: Path) -> Iterator[Row]:
         index = 0
         for line, raw in _json_lines(path):
+            if index == 0 and file_kind(path.name) == ".json" and raw.lstrip().startswith(b"["):
+                raise DataError(
+                    f"{path}: line {line}: begins a JSON array. A line holds one row (JSON Lines), "
+                    "as written by: jq -c '.[]'"
+                )
             if self._is_left_out(index):
                 count = self._maker.rows_in(raw)
                 if self._left_out.count(1, index, index + count) == count:

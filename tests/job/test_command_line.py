@@ -18,11 +18,17 @@ pytestmark = pytest.mark.timeout(60)
 def test_help_is_light(place: Place) -> None:
     timed = Place(place.cwd, (CLI[0], "-X", "importtime", *CLI[1:]))
     done = timed("--help").expect(0)
-    for words in ("python -m ftjob", "report RUN", "model: demo_gpt, demo_t5", "limit: 500"):
+    for words in ("python -m ftjob", "report    RUN", "model: demo_gpt, demo_t5", "limit: 500"):
         assert words in done.out
+    assert re.search(r"^  doctor +look at this machine", done.out, re.MULTILINE)
     imported = set(re.findall(r"\| +([\w.]+)$", done.err, re.MULTILINE))
     assert "ftjob.errors" in imported
     assert not imported.intersection({"torch", "mpi4py", "datasets", "matplotlib"})
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_help_of_what_takes_folders(place: Place, command: str) -> None:
+    assert "compare   RUN_A RUN_B" in place(command, "--help").expect(0).out
 
 
 def test_cfg_prints_what_runs(place: Place) -> None:
@@ -57,7 +63,8 @@ def test_own_model_file(place: Place, tiny: Path) -> None:
     done = place("plan", "--config-dir", "mine", "model=parrot", "plan.input_len=90").expect(0)
     assert re.search(r"^model +parrot \(gpt2\)", done.out, re.MULTILINE)
     place("plan", "model=parrot").expect(2, "model=parrot", "no such model")
-    place("model=parrot", "--config-dir=nowhere").expect(2, "model=parrot")
+    place("model=parrot", "--config-dir=mine/model").expect(2, "model=parrot")
+    place("model=parrot", "--config-dir=nowhere").expect(2, "--config-dir nowhere: no such folder")
     listed = place("models", "--config-dir=mine").expect(0)
     assert re.search(r"^parrot +gpt2 ", listed.out, re.MULTILINE)
 

@@ -17,6 +17,16 @@ REFUSED = {
         ["dataset.expect={perplexity: 10}"],
         ["dataset.expect.perplexity=10", "less is better", "acc"],
     ),
+    "a metric that is not computed": (
+        ["dataset.expect={acx: 0.1}"],
+        ["dataset.expect.acx=0.1", "no such metric", "Legal: acc, last_token_acc"],
+    ),
+    "no name for the run folder": (["run.dir="], ["run.dir=", "not empty"]),
+    "a folder of groups that is not there": (
+        ["--config-dir=nowhere"],
+        ["--config-dir nowhere: no such folder"],
+    ),
+    "old flag": (["--tensor_para_size=2"], ["--tensor_para_size=2", "parallel.tensor"]),
     "unknown key": (["dataset.limt=8"], ["dataset.limt=8", "Did you mean dataset.limit?"]),
     "unknown group": (["modle=gpt345m"], ["modle=gpt345m", "Did you mean model"]),
     "unknown choice": (["model=gpt354m"], ["model=gpt354m", "Did you mean gpt345m?"]),

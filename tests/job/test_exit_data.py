@@ -57,6 +57,7 @@ WHOLE = gzip.compress("\n".join(["text", *map(text_of, range(LONG))]).encode())
 FILES = {
     "mixed.jsonl": b"\n".join([SOUND, b"", *(x for bad in BAD for x in (bad, SOUND))]),
     "hostile.jsonl": b"\n".join([SOUND, *(x for bad in HOSTILE for x in (bad, SOUND))]),
+    "array.json": b'\n[\n{"text": "one two"},\n{"text": "one two"}]\n',
     "other.jsonl": b'{"passage": "one two three"}\n' * 3,
     "named.jsonl": b"\n".join(b'{"id": "row-%d", %s' % (i, SOUND[1:]) for i in range(3)),
     "doubled.jsonl": jsonl(2, id="same"),
@@ -77,6 +78,8 @@ UNREADABLE = {
     "torn.jsonl.gz": ["cannot be read to its end"],
     "columns.csv": ["no column 'text'", "passage"],
     "empty.jsonl": ["holds no rows"],
+    "array.json": ["line 2: begins a JSON array", "JSON Lines"],
+    "folder": ["dataset.path=folder: is a folder"],
     "head.csv": ["holds no rows"],
 }
 
@@ -93,7 +96,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[Path, dic
     place = Place(tmp_path_factory.mktemp("data"))
     for name, data in FILES.items():
         (place.cwd / name).write_bytes(data)
-    names = [*FILES, "missing.jsonl"]
+    (place.cwd / "folder").mkdir()
+    names = [*FILES, "missing.jsonl", "folder"]
     jobs = [arguments(tiny, name, f"runs/{name}") for name in names]
     return place.cwd, dict(zip(names, at_once(place, jobs), strict=True))
 

@@ -127,6 +127,8 @@ def test_expectation_missed(place: Place, copied: Path, base: tuple[str, ...]) -
     assert place("report", "run").code == 5
 
 
-def test_expectation_of_an_unknown_metric(place: Place, base: tuple[str, ...]) -> None:
-    done = place(*base, "dataset.expect.bleu=32", "dataset.limit=3", "run.dir=run")
-    done.expect(5, "bleu was not computed", "dataset.expect asks for 32")
+def test_expectation_of_what_no_row_gave(place: Place, base: tuple[str, ...]) -> None:
+    rows = place.cwd / "bad.jsonl"
+    rows.write_text("{broken\n", encoding="utf-8")
+    more = (f"dataset.path={rows}", "run.max_failed=1", "dataset.expect.acc=0.1", "run.dir=run")
+    place(*base, *more).expect(5, "acc was not computed", "dataset.expect asks for 0.1")

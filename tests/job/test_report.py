@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,13 @@ def test_from_elsewhere(place: Place, copied: Path) -> None:
     assert all((moved / name).is_file() for name in DERIVED)
 
 
+def test_the_newest_by_its_link(place: Place, copied: Path) -> None:
+    """The report names the run, not a link that will be another's."""
+    (place.cwd / "latest").symlink_to("run")
+    place("report", "latest").expect(0)
+    assert load(copied / "results.json")["run_dir"] == "run"
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "plan.json", "status/rank0000.attempt0.json"])
 def test_damaged_record(place: Place, copied: Path, name: str) -> None:
     (copied / name).write_text("{", encoding="utf-8")
@@ -76,26 +84,33 @@ def test_style_of_fastertransformer(place: Place, copied: Path) -> None:
     assert re.fullmatch(
         r"\[INFO\] last token accuracy: [ \d]\d\.\d\d% \(total token num: 240\)\n", done.out
     )
-    place("report", "run", "report.style=x").expect(2, "must be report.style=table or report.sty")
+    place("report", "run", "report.style=x").expect(2, "must be one of report.style=table")
     place("report", "run", "style=ft").expect(2, "report style=ft: must be")
 
 
 def test_parent_of_many_runs(place: Place, copied: Path) -> None:
-    """A line for each run folder: one that is done, one that died, one that cannot be read."""
-    shutil.copytree(copied, place.cwd / "b died")
-    status = load(place.cwd / "b died" / "status" / "rank0000.attempt0.json")
-    told = json.dumps(status | {"attempt": 1, "code": None, "host": "elsewhere"})
-    (place.cwd / "b died" / "status" / "rank0000.attempt1.json").write_text(told, encoding="utf-8")
+    """A line for each run folder: one that is done, one that died and one that runs, both on
+    another host, one that cannot be read."""
+    status = load(copied / "status" / "rank0000.attempt0.json")
+    beats = datetime.now(timezone.utc)
+    for name, beat in (("a runs", beats), ("b died", beats - timedelta(minutes=5))):
+        shutil.copytree(copied, place.cwd / name)
+        more = {"attempt": 1, "code": None, "host": "elsewhere", "heartbeat": beat.isoformat()}
+        told = json.dumps(status | more)
+        (place.cwd / name / "status/rank0000.attempt1.json").write_text(told, encoding="utf-8")
     shutil.copytree(copied, place.cwd / "c torn")
     shutil.rmtree(place.cwd / "c torn" / "status")
     (place.cwd / "latest").symlink_to("run")
     before = tree(place.cwd)
     lines = place("report", ".").expect(0).out.splitlines()
     assert " ".join(lines[0].split()) == "run code attempts rows score tokens/s model cause"
-    died, torn, done = sorted(lines[1:])
+    lives, died, torn, done = sorted(lines[1:])
+    assert re.search(r"^a runs +runs +2 .* attempt 1 still runs, as process \d+ of else", lives)
     assert re.search(r"^b died +137 +2 .* attempt 1 ended without a status", died)
     assert re.search(r"^c torn +\? .* no attempt has left a status", torn)
     assert re.search(r"^run +0 +1 +240 +acc 33\.3% +[\d,]+ +gpt2 +-$", done)
     assert tree(place.cwd) == before, "it only looks"
+    assert "still runs" in place("report", "a runs").expect(0).out
+    place("report", "a runs", "report.over=true").expect(137)
     (place.cwd / "empty").mkdir()
     place("report", "empty").expect(2, "is not a run folder", "none lies in it")

@@ -181,7 +181,7 @@ def test_an_older_status_does_not_count(desk: Desk) -> None:
     (run / "status.json").write_text('{\n  "code": 75,\n', encoding="utf-8")
     code, _ = desk.run("run.sh", FAKE_STATUS="", FAKE_CODE="137")
     assert (code, desk.calls("scontrol")) == (137, [])
-    assert desk.calls("python") == [["-m", "ftjob", "report", "runs/job17"]]
+    assert desk.calls("python") == [["-m", "ftjob", "report", "runs/job17", "report.over=true"]]
     code, _ = desk.run("run.sh", FAKE_STATUS="", FAKE_CODE="137", FAKE_REPORT="124")
     assert code == 124, "what the other ranks left, merged now"
 
@@ -189,7 +189,9 @@ def test_an_older_status_does_not_count(desk: Desk) -> None:
 def test_an_end_without_a_folder(desk: Desk) -> None:
     """Refused: nothing was made, srun's code is all there is."""
     desk.fake("srun", f"{TELLS}exit 2\n")
-    assert desk.run("run.sh")[0] == 2
+    code, said = desk.run("run.sh")
+    assert code == 2
+    assert "ends with 2; see what is said above" in said
     (desk.bin / "srun").write_text(f"{TELLS}exit 75\n", encoding="utf-8")
     assert desk.run("run.sh")[0] == 75
 

@@ -126,6 +126,15 @@ def test_old_name_is_refused_with_the_new_one(old: str) -> None:
         assert f"FasterTransformer's {old} is {new} here" in message
 
 
+def test_old_name_without_a_new_one_is_refused_with_the_reason() -> None:
+    for override in ("is_remove_padding=1", "--is_remove_padding=1"):
+        assert refusal(override).endswith(
+            "FasterTransformer's is_remove_padding is no key here: rows are always packed without "
+            "padding."
+        )
+    assert "FasterTransformer's top_k is decode.top_k here" in refusal("top_k=4")
+
+
 T5_SHAPE = {"layers": 2, "heads": 5, "hidden": 24, "vocab": 9}
 TOGETHER = {
     "two sources": (

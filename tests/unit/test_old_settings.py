@@ -113,6 +113,13 @@ def test_gpt_config_ini(tmp_path: Path) -> None:
     compose(overrides(page))
 
 
+def test_settings_that_name_no_weights_ask_for_them(tmp_path: Path) -> None:
+    file = tmp_path / "gpt_config.ini"
+    file.write_text("[gpt]\nmodel_name=gpt\nhead_num=12\n")
+    wanted = "model.checkpoint=PATH dataset=prompts dataset.path=FILE"
+    assert settings_page(file).endswith(f"\nAdd the weights and the rows to run: {wanted}.\n")
+
+
 EXAMPLES: dict[str, dict[str, str]] = {
     "beams of the example, which names a nucleus too": {
         **{"beam_width": "4", "top_k": "0", "top_p": "0.5", "temperature": "0.7"},

@@ -68,6 +68,13 @@ def test_page_states_score_error_interval_and_expectation(finished: dict[str, An
     assert "17,500,000" in page
 
 
+def test_an_interval_does_not_go_below_0(finished: dict[str, Any]) -> None:
+    finished["results"]["lambada"]["perplexity_stderr,none"] = 1e6
+    for text in (render_html(finished, CONFIG, MACHINE), render_terminal(finished)):
+        assert "to 1,961,8" in text
+        assert "-1,9" not in text
+
+
 def test_text_of_the_data_is_escaped(finished: dict[str, Any]) -> None:
     finished.update(cause=EVIL, name=EVIL, notes=[EVIL], command=EVIL)
     finished["tables"][0]["rows"] = [[EVIL] * 5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,29 @@ def test_an_attempt_adds_its_ranks_up() -> None:
     facts = attempt_facts(ranks, 0, 30)
     assert (facts["rows"], facts["ranks"], facts["code"]) == (30, 2, 0)
     assert attempt_facts(ranks, 1, 10)["code"] == 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "over", "code"),
+    [(20, False, None), (68, False, None), (69, False, 137), (3600, False, 137), (20, True, 137)],
+)
+def test_a_rank_of_another_host_runs_as_long_as_its_heart_beats(
+    tmp_path: Path, seconds: int, over: bool, code: int | None
+) -> None:
+    """Seen from where the job was submitted, while it runs; 60 s after the ninth second's beat it
+    is taken for dead, and at once where the job is known to be over."""
+    folder = RunFolder(tmp_path)
+    write_json(folder.status(0, 0), status(0, None))
+    write_json(folder.status(1, 0), status(1, None))
+    seen = datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=seconds)
+    merged = merged_status(folder, None if over else seen)
+    assert merged["code"] == code
+    if code is None:
+        assert "still runs, as process 1 of elsewhere" in merged["cause"]["message"]
+
+
+def test_a_rank_that_ended_is_not_taken_for_one_that_runs(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_json(folder.status(0, 0), status(0, 75))
+    seen = datetime(2026, 1, 1, 0, 0, 10, tzinfo=timezone.utc)
+    assert merged_status(folder, seen)["code"] == 75

@@ -54,15 +54,15 @@ class Score:
 
     @property
     def interval(self) -> str:
-        """The 95% interval: as measured, else by a normal approximation, where a share stays
-        between 0 and 1."""
+        """The 95% interval: as measured, else by a normal approximation, where nothing goes below
+        0 and no share above 1."""
         if self.ends is not None:
             return " to ".join(measured(end, self.unit, self.stderr) for end in self.ends)
         if self.value is None or self.stderr is None:
             return ""
-        low, high = self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
+        low, high = max(0.0, self.value - 1.96 * self.stderr), self.value + 1.96 * self.stderr
         if self.unit == "%":
-            low, high = max(0.0, low), min(1.0, high)
+            high = min(1.0, high)
         return " to ".join(measured(end, self.unit, self.stderr) for end in (low, high))
 
 
