@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -273,9 +274,11 @@ def _replicas(config: JobConfig, machine: Machine, per_replica: int) -> int:
     if data == "auto":
         if total % per_replica or total < per_replica:
             legal = [n for n in range(1, total + 1) if total % n == 0]
+            least = per_replica // math.gcd(per_replica, machine.ranks)
             raise ConfigError(
                 f"{sizes} = {per_replica}: does not divide the {world}. Legal "
-                f"products: {_listed(legal)}; or change cluster.devices_per_node."
+                f"products: {_listed(legal)}; or set cluster.devices_per_node={least} or a "
+                "multiple of that."
             )
         return total // per_replica
     assert isinstance(data, int)

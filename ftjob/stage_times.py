@@ -111,7 +111,12 @@ def unknown_wire(plan: Plan, rates: Rates) -> str | None:
         )
         for name, devices, ranks, wires in needed:
             if devices > 1 and place_of(ranks) not in wires:
-                return f"{rates.source} has no {name} with where={place_of(ranks)}"
+                where = place_of(ranks)
+                keys = "network" if where == "nodes" else "link"
+                return (
+                    f"{rates.source} has no {name} with where={where}; doctor.out measures it, "
+                    f"plan.{keys}_us and plan.{keys}_gb_s state it"
+                )
     return None
 
 

@@ -208,7 +208,11 @@ def _initialise(mpi: Any, limit_s: float) -> int:
 
     def watch() -> None:
         if not come.wait(limit_s):
-            message = f"not all ranks have come to MPI_Init within {limit_s:g} s (run.deadline_s)"
+            message = (
+                f"not all ranks have come to MPI_Init within {limit_s:g} s (run.deadline_s). Where "
+                "srun started them: does its --mpi suit this MPI, and is MPIR_CVAR_CH4_NETMOD=ofi "
+                "set for mpich (README, Slurm)?"
+            )
             print(f"ftjob: {message}", file=sys.stderr, flush=True)  # noqa: T201
             os._exit(DEADLINE)
 

@@ -123,7 +123,8 @@ def test_world_that_is_no_product_is_refused() -> None:
     message = refused(config(2, 2), machine(3, 3))
     for words in ("parallel.tensor=2 x parallel.pipeline=2 = 4", "6 devices (2 ranks of 3)"):
         assert words in message
-    assert "Legal products: 1, 2, 3, 6; or change cluster.devices_per_node" in message
+    assert "Legal products: 1, 2, 3, 6; or set cluster.devices_per_node=2 or a multiple" in message
+    assert "cluster.devices_per_node=3 or" in refused(config(3), machine(1, 1))
     assert "1 device (1 rank of 1)" in refused(config(2), machine(1))
     assert "Legal products: 1" in refused(config(2), machine(1))
 

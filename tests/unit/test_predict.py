@@ -282,9 +282,14 @@ def test_wires_that_are_not_known_are_named() -> None:
     assert unknown_wire(generating()[1], none) is None
     assert unknown_wire(generating(1, 2)[1], none) is None
     reason = unknown_wire(generating(2)[1], none)
-    assert reason == "test has no all_reduce with where=process"
+    assert reason == (
+        "test has no all_reduce with where=process; doctor.out measures it, plan.link_us and "
+        "plan.link_gb_s state it"
+    )
     reason = unknown_wire(generating(1, 2, gpu(1, 1))[1], none)
-    assert reason == "test has no send with where=nodes"
+    assert reason is not None
+    assert reason.startswith("test has no send with where=nodes; ")
+    assert reason.endswith("plan.network_us and plan.network_gb_s state it")
 
 
 def test_parts_are_told_longest_first() -> None:
