@@ -1,15 +1,19 @@
 """What every test gets: a machine without launcher, hub or tokens in its environment.
 
 Set before anything is imported, because torch, huggingface_hub and MPI read it when they start.
-Besides, a copy of the checkout as a fresh clone would have it, for what must not be tried in place.
+Besides, a copy of the checkout as a fresh clone would have it, for what must not be tried in place,
+and the machine to itself for a test that is marked `alone`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +35,21 @@ os.environ.update(
 )
 if not Path("/dev/nvidiactl").exists():  # no GPU: kernels run in Triton's interpreter
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before a time limit begins
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Where several workers share the machine, those tests that are `alone` wait until no other one
+    runs, and the others until none of them waits."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    alone = item.get_closest_marker("alone") is not None
+    name = f"{tempfile.gettempdir()}/ftjob-tests-{os.getuid()}"
+    with Path(f"{name}.gate").open("w") as gate, Path(f"{name}.room").open("w") as room:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        return (yield)
 
 
 def in_a_clone(path: Path) -> bool:

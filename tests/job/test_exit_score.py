@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from harness import Place, ended, journal, lines, load, status
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.alone]
 
 RAISES = """
 import ftjob.device

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from harness import ROWS, SLOW, Ended, Place, ended, journal, lines, load, status, wait_for
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.timeout(90), pytest.mark.alone]
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGKILL)
 
 

@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 VENV = "python3 -m venv .venv && . .venv/bin/activate && "
 SETUP = [
     f"{VENV}pip install -e . && python -m ftjob",
-    f"{VENV}pip install -e '.[test]' && pytest",
+    f"{VENV}pip install -e '.[test]' && pytest -n 2 --dist loadfile",
 ]
 
 

@@ -18,7 +18,7 @@ from cluster_jobs import BatchJob, Site, wait_until
 from harness import ROWS, lines
 from slurmlab import Cluster
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.alone]
 
 
 @dataclass(frozen=True)
