@@ -16,13 +16,17 @@ from ftjob.model.arch import Arch
 from ftjob.model.attention import Keep
 from ftjob.model.layers import Kind
 
+# Columns for new tokens at first.
+COLUMNS = 16
+
 
 class Cache:
     """The cache of one cohort on one device, for `layers` layers, for its whole life.
 
-    Columns are written before they are seen, so memory is not cleared (a CPU's is not even taken
-    before that); only behind the ends of shorter prompts and sources it is, because what a mask
-    hides is still multiplied by a weight of zero.
+    It has not many more columns than are written, and grows: a step that reads a few columns out of
+    many waits for memory at every row. Columns are written before they are seen, so memory is not
+    cleared; only behind the ends of shorter prompts and sources it is, because what a mask hides is
+    still multiplied by a weight of zero.
     """
 
     def __init__(self, arch: Arch, layers: int, ways: int, cohort: Cohort, kind: Kind) -> None:
@@ -32,17 +36,17 @@ class Cache:
         heads, size = arch.heads // ways, arch.head_size
         read = [len(r.ids) - (0 if arch.seq2seq else 1) for r in cohort.rows]
         ragged = read[-1] < read[0]
-        tail = cohort.cells - cohort.prefix - cohort.source
+        self._columns = cohort.cells - cohort.source  # that a row may come to have
+        held = min(self._columns, cohort.prefix + COLUMNS)
 
-        own = (layers, 2, rows, heads, cohort.prefix + tail, size)
+        own = (layers, 2, rows, heads, held, size)
         across = (layers if arch.seq2seq else 0, 2, rows, heads, cohort.source, size)
-        self._own = torch.empty(own, dtype=dtype, device=device)
         self._across = torch.empty(across, dtype=dtype, device=device)
-        if ragged:
-            self._own[..., : cohort.prefix, :].zero_()
-            self._across.zero_()
-        self.kept = [Kept(own) for own in self._own]
+        self.kept = [Kept(torch.empty(own[1:], dtype=dtype, device=device)) for _ in range(layers)]
         self.sources = [Kept(across) for across in self._across]
+        if ragged:
+            for kept in self.sources if arch.seq2seq else self.kept:
+                kept.both[..., read[-1] : read[0], :].zero_()
         lengths = torch.tensor(read, device=device).unsqueeze(1)
         self._read = read
         self._prefix = None if arch.positions is None else lengths
@@ -51,8 +55,7 @@ class Cache:
         # [rows, W, columns], 0 where a lane sees and else -inf; None where all see all
         self._mask: torch.Tensor | None = None
         if beams > 1 or (ragged and not arch.seq2seq):
-            columns = self._own.shape[4]
-            self._mask = torch.full((rows, beams, columns), -torch.inf, device=device)
+            self._mask = torch.full((rows, beams, self._columns), -torch.inf, device=device)
             self._mask[:, :, : cohort.prefix + 1] = 0.0
             if hidden is not None and not arch.seq2seq:
                 self._mask[:, :, : cohort.prefix] = hidden.unsqueeze(1)
@@ -63,13 +66,14 @@ class Cache:
         rows = torch.arange(len(self._read)).repeat_interleave(torch.tensor(self._read))
         columns = torch.cat([torch.arange(n) for n in self._read])
         at = rows.to(self._device), columns.to(self._device)
-        into = self.sources if self._across.shape[0] else self.kept
+        into = self.sources or self.kept
         return lambda layer, kv: into[layer].put(*at, kv)
 
     def move(self, source: int, target: int) -> None:
         """Copy a row over another one that has left."""
         used = self._cohort.keys
-        self._own[:, :, target, :, :used] = self._own[:, :, source, :, :used]
+        for kept in self.kept:
+            kept.both[:, target, :, :used] = kept.both[:, source, :, :used]
         self._across[:, :, target] = self._across[:, :, source]
         for state in (self._mask, self._source_mask, self._prefix):
             if state is not None:
@@ -87,6 +91,7 @@ class Cache:
         """What the cohort's next step sees."""
         cohort, n = self._cohort, len(self._cohort.rows)
         lanes, column, keys = cohort.lanes, cohort.column, cohort.keys
+        self._grow(keys)
         mask = None
         if self._mask is not None:
             mask = self._mask[:n, :lanes, :keys]
@@ -104,11 +109,24 @@ class Cache:
             keys,
             positions,
             None if mask is None else mask.unsqueeze(1),
-            self._distances() if self._across.shape[0] else None,
+            self._distances() if self.sources else None,
             None if self._source_mask is None else self._source_mask[:n, None, None],
             self.kept,
             self.sources,
         )
+
+    def _grow(self, keys: int) -> None:
+        """Make room for so many columns, by half at least, for the rows that are still there."""
+        held = self.kept[0].both.shape[3] if self.kept else keys
+        if keys <= held:
+            return
+        n, used = len(self._cohort.rows), self._cohort.column
+        columns = min(self._columns, max(keys, held + held // 2))
+        for layer, kept in enumerate(self.kept):
+            before = kept.both
+            larger = before.new_empty((2, n, before.shape[2], columns, before.shape[4]))
+            larger[:, :, :, :used] = before[:, :n, :, :used]
+            self.kept[layer] = Kept(larger)
 
     def _distances(self) -> torch.Tensor:
         """Steps back to each column: [keys], behind an encoder, where there is no prompt."""

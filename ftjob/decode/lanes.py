@@ -123,13 +123,11 @@ class CohortLanes:
         cohorts = self._books.cohorts
         if all(c.lanes == c.beams for c in cohorts):
             return logits
-        parts = torch.split(logits, [len(c.rows) * c.lanes for c in cohorts])
-        return torch.cat(
-            [
-                part.repeat_interleave(cohort.beams // cohort.lanes, dim=0)
-                for part, cohort in zip(parts, cohorts, strict=True)
-            ]
-        )
+        parts = list(torch.split(logits, [len(c.rows) * c.lanes for c in cohorts]))
+        for i, cohort in enumerate(cohorts):
+            if cohort.lanes < cohort.beams:
+                parts[i] = parts[i].repeat_interleave(cohort.beams // cohort.lanes, dim=0)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def settle(self, chosen: Advance) -> None:
         """See `Lanes`."""

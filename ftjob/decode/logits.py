@@ -15,6 +15,8 @@ from ftjob.comm import Comm
 
 # Fewer columns than this are searched as they are.
 BINNED_FROM = 2048
+# Columns of a bin.
+BIN = 64
 # Rows looked at together.
 BLOCK = 64
 LOG2_E = math.log2(math.e)
@@ -111,21 +113,23 @@ def _highest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def some_highest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """topk, of many columns by way of bins: the k highest values lie in the k bins with the highest
-    maxima (bin b holds columns b, b + bins, ...). `eval/bench/cpu_parts` times it.
+    """topk, of many columns by way of bins: the k highest values lie in the k bins of neighbours
+    with the highest maxima. `eval/bench/cpu_parts` times it.
     """
     columns = logits.shape[1]
-    bins = 64 * math.ceil(math.sqrt(columns) / 64)
+    bins = columns // BIN
     if columns < BINNED_FROM or k > bins // 4:
         return logits.topk(k)
-    depth = columns // bins
-    whole = depth * bins
-    cut = logits[:, :whole].reshape(-1, depth, bins)  # [M, D, B]
-    chosen = cut.amax(dim=1).topk(k).indices  # [M, k]
-    found = cut.gather(2, chosen.unsqueeze(1).expand(-1, depth, -1)).flatten(1)  # [M, D * k]
-    values, at = torch.cat((found, logits[:, whole:]), dim=1).topk(k)
-    in_bin = chosen.gather(1, at % k) + at.div(k, rounding_mode="floor") * bins
-    return values, in_bin.where(at < depth * k, at - depth * k + whole)
+    whole = bins * BIN
+    cut = logits[:, :whole].reshape(len(logits), bins, BIN)  # [M, B, D]
+    chosen = cut.amax(dim=2).topk(k).indices  # [M, k]
+    found = cut.gather(1, chosen.unsqueeze(2).expand(-1, -1, BIN)).flatten(1)  # [M, k * D]
+    if whole < columns:
+        found = torch.cat((found, logits[:, whole:]), dim=1)
+    values, at = found.topk(k)
+    bin_of = at.div(BIN, rounding_mode="floor")
+    held = chosen.gather(1, bin_of.clamp(max=k - 1)) * BIN + at % BIN
+    return values, held.where(bin_of < k, at - k * BIN + whole)
 
 
 def _highest_by_key(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

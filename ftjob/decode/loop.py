@@ -298,7 +298,7 @@ class Generator:
             self._wires.after.put(self._tag(self._turn, STEP), x, self._pulse)
             return
         assert batch.search is not None
-        search = batch.search.kind(batch.lanes.rows)
+        search = None if batch.graphs is None else batch.search.kind(batch.lanes.rows)
         if search is None:
             logits = batch.played(lanes, lambda: self._stage.logits(through()))
             chosen = self._chosen(batch, logits)

@@ -67,7 +67,9 @@ class Processors:
         self.rows = [NOBODY] * slots
         self.ends = torch.full((slots, max(1, len(ends))), NO_END, device=device)
         self._history = History(slots, self._width, device)
+        # by how many slots
         self._steps: dict[int, _Step] = {}
+        self._distinct: dict[int, list[RowOptions]] = {}
 
     def ends_of(self, row: SearchRow) -> tuple[int, ...]:
         """The ids that end a row."""
@@ -76,7 +78,7 @@ class Processors:
 
     def enter(self, first: int, rows: Sequence[SearchRow]) -> None:
         """New rows into slots `first`..."""
-        self._steps.clear()
+        self._forget()
         slots = slice(first, first + len(rows))
         self.rows[slots] = rows
         every = [self.ends_of(row) for row in rows]
@@ -92,7 +94,7 @@ class Processors:
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy what is kept of slots over others, all at once."""
-        self._steps.clear()
+        self._forget()
         moved = [self.rows[slot] for slot in sources]
         for slot, row in zip(targets, moved, strict=True):
             self.rows[slot] = row
@@ -103,7 +105,7 @@ class Processors:
 
     def clear(self, first: int, stop: int) -> None:
         """The slots hold no rows any more."""
-        self._steps.clear()
+        self._forget()
         self.rows[first:stop] = [NOBODY] * (stop - first)
 
     def kind(self, n: int) -> Hashable | None:
@@ -177,7 +179,15 @@ class Processors:
 
     def distinct(self, n: int) -> list[RowOptions]:
         """The options of the rows in slots 0..n-1, those that many rows have once."""
-        return list({id(row.options): row.options for row in self.rows[:n]}.values())
+        if n not in self._distinct:
+            every = {id(row.options): row.options for row in self.rows[:n]}
+            self._distinct[n] = list(every.values())
+        return self._distinct[n]
+
+    def _forget(self) -> None:
+        """The slots hold other rows now."""
+        self._steps.clear()
+        self._distinct.clear()
 
     def _rows(self, n: int, test: Callable[[RowOptions], object]) -> list[int]:
         return [slot for slot in range(n) if test(self.rows[slot].options)]

@@ -7,12 +7,17 @@ GPU `pool` does the same for all rows at once.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from ftjob.model.relative import RelativeBias
+
+# A softmax over fewer numbers than this takes them one by one (`eval/bench/cpu_parts`).
+VECTOR = 16
 
 
 @dataclass(frozen=True)
@@ -61,24 +66,25 @@ class CohortsSight:
     """The `Sight` of lanes of several cohorts, view after view."""
 
     def __init__(self, views: Sequence[StepView]) -> None:
-        self._views = views
-        self._counts = [view.rows * view.lanes for view in views]
+        ends = list(itertools.accumulate(view.rows * view.lanes for view in views))
+        starts = [0, *ends[:-1]]
+        self._parts = list(zip(map(slice, starts, ends), views, strict=True))
 
     @property
     def positions(self) -> torch.Tensor | None:
         """See `Sight`."""
-        places = [view.positions for view in self._views if view.positions is not None]
+        places = [view.positions for _, view in self._parts if view.positions is not None]
         return torch.cat(places) if places else None
 
     def biased(self, bias: RelativeBias) -> CohortsSight:
         """See `Sight`."""
-        return CohortsSight([_biased(view, bias) for view in self._views])
+        return CohortsSight([_biased(view, bias) for _, view in self._parts])
 
     def own(self, layer: int, qkv: torch.Tensor, scale: float) -> torch.Tensor:
         """See `Sight`."""
-        parts = []
-        for part, view in zip(torch.split(qkv, self._counts), self._views, strict=True):
-            kept, width = view.kept[layer], part.shape[1] // 3
+        parts, width = [], qkv.shape[1] // 3
+        for lanes, view in self._parts:
+            kept, part = view.kept[layer], qkv[lanes]
             kept.put_step(view, part[:, width:])
             parts.append(look(part[:, :width], kept, view.rows, view.keys, view.mask, scale))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -86,10 +92,10 @@ class CohortsSight:
     def source(self, layer: int, q: torch.Tensor, scale: float) -> torch.Tensor:
         """See `Sight`."""
         parts = []
-        for part, view in zip(torch.split(q, self._counts), self._views, strict=True):
+        for lanes, view in self._parts:
             across = view.across[layer]
             columns = across.both.shape[3]
-            parts.append(look(part, across, view.rows, columns, view.sources, scale))
+            parts.append(look(q[lanes], across, view.rows, columns, view.sources, scale))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -109,9 +115,17 @@ def look(
     scores = scores.view(rows, heads, lanes, keys)
     if mask is not None:
         scores.add_(mask)
-    weights = scores.softmax(dim=-1).to(v.dtype).flatten(0, 1)
+    weights = weights_of(scores).to(v.dtype).flatten(0, 1)
     out = torch.bmm(weights, v).view(rows, heads, lanes, size)
     return out.transpose(1, 2).reshape(-1, heads * size)
+
+
+def weights_of(scores: torch.Tensor) -> torch.Tensor:
+    """The softmax of scores [..., keys] over keys."""
+    keys = scores.shape[-1]
+    if keys < VECTOR:
+        scores = F.pad(scores, (0, VECTOR - keys), value=-torch.inf)
+    return scores.softmax(dim=-1)[..., :keys]
 
 
 def _biased(view: StepView, bias: RelativeBias) -> StepView:

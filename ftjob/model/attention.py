@@ -88,21 +88,18 @@ class Attention(nn.Module):
         masks: list[torch.Tensor],
     ) -> Residual:
         """residual + attention of the normed x over whole rows: [N, H]. `masks` has for each group
-        what is added to its scores, [1 or rows, heads, width, width]; for blocks, alone, the
-        biases of all distances, [heads, 2 * reach + 1]."""
+        what is added to its scores, [1, heads, width, width]; for blocks, alone, the biases of all
+        distances, [heads, 2 * reach + 1]."""
         qkv = self.qkv(x)
         if packing.blocks is not None:
             out = self._blockwise(qkv[:, : self.width], qkv, packing.blocks, masks[0])
             return self.out.add_to(residual, out)
         parts = []
         for g, mask in zip(packing.groups, masks, strict=True):
-            own = qkv[g.start : g.stop]
-            own = own if g.spread is None else own[g.spread]
-            q, k, v = self._split(own, g.rows, g.width, 3)
+            q, k, v = self._split(qkv[g.start : g.stop], g.rows, g.width, 3)
             mask = mask.to(q.dtype)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
-            out = out.transpose(1, 2).reshape(-1, self.width)
-            parts.append(out if g.keep is None else out[g.keep])
+            parts.append(out.transpose(1, 2).reshape(-1, self.width))
         return self.out.add_to(residual, parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def step(self, residual: torch.Tensor, x: torch.Tensor, sight: Sight, layer: int) -> Residual:

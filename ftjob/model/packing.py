@@ -227,17 +227,13 @@ def _padding(
 
 @dataclass(frozen=True)
 class SourceGroup:
-    """`rows` rows from packed position `start` to `stop`, seen as [rows, width] and padded on the
-    right within attention. `mask` [rows, 1, 1, width] f32 is -inf at padding; it, `spread` and
-    `keep` (as in `Group`) are None where all rows are `width` long."""
+    """`rows` rows of `width` tokens each from packed position `start` to `stop`. A source is read
+    once for many steps, so a call more for each length costs less than to pad and to cut."""
 
     start: int
     stop: int
     rows: int
     width: int
-    spread: torch.Tensor | None
-    keep: torch.Tensor | None
-    mask: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -270,19 +266,8 @@ class SourcePacking:
             (first, *there), place = (arena or Arena(device, 0)).send([table, *filled])
             return SourcePacking(there[0], (), Blocks(first, count), place), there[1]
         positions, there_ids = to_device([held, ids], device)
-        groups = [_source_group(lengths[a:b], start, device) for a, b, start in _alike(lengths)]
+        groups: list[SourceGroup] = []
+        for width, rows in itertools.groupby(lengths):
+            count, start = len(list(rows)), groups[-1].stop if groups else 0
+            groups.append(SourceGroup(start, start + count * width, count, width))
         return SourcePacking(positions, tuple(groups)), there_ids
-
-
-def _source_group(lengths: Sequence[int], start: int, device: torch.device) -> SourceGroup:
-    sizes, width = torch.tensor(lengths), lengths[0]
-    stop, rows = start + sum(lengths), len(lengths)
-    if lengths[-1] == width:
-        return SourceGroup(start, stop, rows, width, None, None, None)
-    spread, keep = _padding(sizes, width, 0 * sizes)
-    mask = torch.zeros(rows, width).masked_fill_(
-        torch.arange(width) >= sizes.unsqueeze(1), -torch.inf
-    )
-    return SourceGroup(
-        start, stop, rows, width, spread.to(device), keep.to(device), mask[:, None, None].to(device)
-    )

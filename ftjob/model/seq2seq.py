@@ -92,21 +92,21 @@ class Seq2SeqStage(Stage):
         """Sources through the encoder: [N, H], on the last stage normed for `admit`."""
         packing = entry.packing
         assert isinstance(packing, SourcePacking)
-        masks = [self._mask(g.width, g.mask, x.device) for g in packing.groups]
-        if packing.blocks is not None:
-            masks = [self.encoder_bias.every.t().contiguous()]
+        masks = self._masks(packing, x.device)
         residual = Residual(self.embed(x, packing.positions) if self.first else x)
         for layer in self.readers:
             residual = layer(residual, packing, masks)
             pulse()
         return self.encoder_norm.add(residual)[1] if self.last else residual.total()
 
-    def _mask(self, width: int, padding: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-        """What a group's scores get: biases, and -inf at padding."""
-        places = torch.arange(width, device=device)
+    def _masks(self, packing: SourcePacking, device: torch.device) -> list[torch.Tensor]:
+        """The biases that the scores get, as `Attention.both_ways` takes them."""
+        if packing.blocks is not None:
+            return [self.encoder_bias.every.t().contiguous()]
+        places = torch.arange(packing.groups[0].width, device=device)  # of the longest
         bias: torch.Tensor = self.encoder_bias(places - places.unsqueeze(1))  # [query, key, heads]
-        bias = bias.permute(2, 0, 1).unsqueeze(0)  # [1, heads, query, key]
-        return bias if padding is None else bias + padding
+        bias = bias.permute(2, 0, 1).contiguous().unsqueeze(0)  # [1, heads, query, key]
+        return [bias[:, :, : g.width, : g.width] for g in packing.groups]
 
     def admit(self, encoded: torch.Tensor, keep: Keep) -> None:
         """Every decoder layer's keys and values of the sources, once."""
