@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ftjob.batching import Chunk
-from ftjob.decode.cache import Cache
+from ftjob.decode.cache import COLUMNS, Cache
 from ftjob.decode.cohorts import Books, Cohort
 from ftjob.decode.steps import StepView
 from ftjob.model.arch import Arch
@@ -162,11 +162,27 @@ def test_a_lane_sees_its_ancestors(seed: int, beams: int, seq2seq: bool) -> None
     """Rows of all lengths, or of one, step and leave at random."""
     made = random.Random(seed)
     lengths = [made.randint(1, 12) for _ in range(7)] if seed % 3 else [5] * 7
-    model = Model(seq2seq, beams, made, lengths, 12)
-    for _ in range(12):
+    model = Model(seq2seq, beams, made, lengths, COLUMNS + 3)
+    for _ in range(COLUMNS + 3):
         model.step()
         model.leave()
     assert len(model.rows) < 7
+
+
+def test_a_cache_has_not_many_more_columns_than_are_written() -> None:
+    """It grows by half, up to all that its rows may come to have, for rows that are still there."""
+    model = Model(False, 1, random.Random(1), [4] * 8, 3 * COLUMNS)
+    sizes = []
+    for step in range(3 * COLUMNS):
+        model.step()
+        sizes.append(tuple(model.cache.kept[0].both.shape[i] for i in (1, 3)))
+        if step == 2:
+            model.leave()
+    rows = len(model.rows)
+    assert 0 < rows < 8
+    first, every = 4 + COLUMNS, model.cohort.cells
+    grown = [first * 3 // 2, first * 9 // 4, every]
+    assert list(dict.fromkeys(sizes)) == [(8, first), *((rows, columns) for columns in grown)]
 
 
 def test_prompts_of_one_token_leave_nothing_to_read() -> None:
