@@ -21,7 +21,6 @@ from eval.render import render
 from ftjob.decode.logits import log_sum_exp, some_highest
 from ftjob.decode.steps import Kept, look, weights_of
 from ftjob.kernels import linear_cpu
-from ftjob.model.layers import RmsNorm
 
 CALLS = 10
 
@@ -44,8 +43,6 @@ def parts() -> Iterator[Part]:
     yield _product(256, 256, 8000)
     for rows, lanes, keys in ((256, 1, 16), (256, 1, 48), (64, 4, 48), (64, 4, 128)):
         yield _attention(rows, lanes, keys)
-    for rows in (2, 256):
-        yield _norm(rows)
     yield _few_weights()
     logits = torch.randn(256, 8000) * 4
     for k in (3, 7):
@@ -91,18 +88,6 @@ def _attention(rows: int, lanes: int, keys: int) -> Part:
         "scaled_dot_product_attention",
         lambda: look(q, kept, rows, keys, mask, 0.1),
         fused,
-    )
-
-
-def _norm(rows: int) -> Part:
-    norm = RmsNorm(256, 1e-6, (torch.float32, torch.device("cpu")))
-    norm.weight.fill_(1.0)
-    x = torch.randn(rows, 256)
-    return Part(
-        f"root mean square norm of {rows} x 256",
-        "rms_norm",
-        lambda: norm.normed(x),
-        lambda: F.rms_norm(x, (256,), norm.weight, 1e-6),
     )
 
 

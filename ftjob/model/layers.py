@@ -243,12 +243,10 @@ class RmsNorm(Norm):
 
     def normed(self, x: torch.Tensor) -> torch.Tensor:
         """[N, H] -> [N, H]."""
-        x = x.float()
-        # as F.rms_norm rounds; on a CPU that makes a tensor more (`eval/bench/cpu_parts`)
-        normed = x * x
-        scale = normed.mean(dim=1, keepdim=True).add_(self.eps).rsqrt_()
-        torch.mul(x, scale, out=normed)
-        return normed.to(self.weight.dtype).mul_(self.weight)
+        if x.dtype == self.weight.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        normed = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
+        return normed.to(self.weight.dtype) * self.weight
 
 
 def make_norm(arch: Arch, kind: Kind) -> Norm:
