@@ -1,6 +1,7 @@
 """Linear layers on a CPU through oneDNN: packed weights, activation or residual fused in.
 
-Twice as fast as PyTorch's own float32 product at the demo models' shapes (`eval/bench/cpu_parts`).
+Faster than PyTorch's own float32 product at the demo models' shapes: by an eighth on one processor,
+twice on another (`eval/bench/cpu_parts`).
 `model/layers.Linear` packs its weight once after loading and calls these.
 """
 
