@@ -2,8 +2,8 @@
 # What the batch scripts here share, and the scripts that cluster=slurm submits: where the run
 # folder is, what the job ended with, and whether it comes back. To be sourced.
 #
-# The code is status.json's. Only where no attempt began does the launcher's count: srun makes 137 of
-# many codes, because it kills the ranks that are still leaving.
+# The code is status.json's. Only where no attempt began does the launcher's count: srun makes 137 or
+# 143 of many codes, because it kills the ranks that are still leaving.
 
 ftjob_say() { printf 'ftjob: %s\n' "$*" >&2; }
 
