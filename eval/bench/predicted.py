@@ -54,8 +54,9 @@ FITTED = (
     *("weights_share", "cache_share", "product_share"),
     *("few_s", "matrix_s", "beams_s", "entry_s", "row_s"),
 )
-# Levenberg's damping to begin with; the search ends where it would have to be so much.
-DAMPED, MOST_DAMPED = 1e-2, 1e6
+# Levenberg's damping to begin with. The search ends where it would have to be so much, or where a
+# step makes the sum of squares better by so small a share.
+DAMPED, MOST_DAMPED, SMALL = 1e-2, 1e6, 1e-6
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--fit", action="store_true", help="print the rates nearest to the times")
+    fits = parser.parse_args(arguments).fit
     asked = [ready(timed) for timed in timed_sides()]
-    if parser.parse_args(arguments).fit:
+    if fits:
         for name, value in fit([a for a in asked if a.timed.kind == "size"]).items():
             print(f"{name}: {value:.3g}")
         return 0
@@ -221,22 +223,20 @@ def fit(asked: Sequence[Asked]) -> dict[str, float]:
 
     first = [getattr(base, name) for name in FITTED]
     at = np.log([*first, base.reduce["process"].latency_s])
-    errors, damped = off(at), DAMPED
-    while damped < MOST_DAMPED:
+    errors, damped, better = off(at), DAMPED, math.inf
+    while better > SMALL * (errors @ errors):
         small = 1e-4 * np.eye(len(at))
         slopes = np.stack([(off(at - step) - errors) / -1e-4 for step in small], axis=1)
-        while damped < MOST_DAMPED:
+        better = 0.0
+        while better <= 0 and damped < MOST_DAMPED:
             more = np.concatenate((slopes, math.sqrt(damped) * np.eye(len(at))))
             step = np.linalg.lstsq(more, np.concatenate((-errors, np.zeros(len(at)))))[0]
             tried = np.minimum(at + step, highest)
             found = off(tried)
-            better = errors @ errors - found @ found
-            damped = damped / 10 if better > 0 else damped * 10
-            if better > 0:
-                at, errors = tried, found
-                if better < 1e-6 * (errors @ errors):
-                    damped = MOST_DAMPED
-                break
+            better = float(errors @ errors - found @ found)
+            damped *= 0.1 if better > 0 else 10.0
+        if better > 0:
+            at, errors = tried, found
     values = dict(zip(names, map(float, np.exp(at)), strict=True))
     return values | {"off by, root mean square": math.sqrt(errors @ errors / len(errors))}
 

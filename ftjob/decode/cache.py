@@ -117,7 +117,7 @@ class Cache:
 
     def _grow(self, keys: int) -> None:
         """Make room for so many columns, by half at least, for the rows that are still there."""
-        held = self.kept[0].both.shape[3] if self.kept else keys
+        held = self.kept[0].both.shape[3]
         if keys <= held:
             return
         n, used = len(self._cohort.rows), self._cohort.column

@@ -8,6 +8,7 @@ asked for as a device would ask, with tensors of the host, of a driver that laun
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 from collections.abc import Callable
 from itertools import product
@@ -33,8 +34,6 @@ from ftjob.model.packing import Blocks
 CPU = torch.device("cpu")
 # Bytes that a program may share: CUDA C++ Programming Guide, compute capabilities.
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
-# Those that may start before the launch ahead has ended.
-EARLY = ("add_norm", "few_rows", "one_shot", "put", "step_attention")
 HEADS, SIZE = 12, 64
 WIDTH = HEADS * SIZE
 
@@ -146,9 +145,10 @@ def sums(dtype: torch.dtype) -> None:
 def main(capability: int) -> int:
     """Compile all."""
     triton.runtime.driver.set_active(Driver(capability))
-    for name in EARLY:
-        module: Any = importlib.import_module(f"ftjob.kernels.{name}")
-        module.starts_early = lambda device: capability >= 10 * early.HOPPER
+    for found in pkgutil.iter_modules(kernels.__path__, "ftjob.kernels."):
+        module: Any = importlib.import_module(found.name)
+        if hasattr(module, "starts_early"):
+            module.starts_early = lambda device: capability >= 10 * early.HOPPER
     choices()
     for dtype in (torch.bfloat16, torch.float32):
         for compiled in (small_kernels, attention, products, sums):
