@@ -37,9 +37,9 @@ class Cache:
         read = [len(r.ids) - (0 if arch.seq2seq else 1) for r in cohort.rows]
         ragged = read[-1] < read[0]
         self._columns = cohort.cells - cohort.source  # that a row may come to have
-        held = min(self._columns, cohort.prefix + COLUMNS)
+        self._held = min(self._columns, cohort.prefix + COLUMNS)  # that it has room for
 
-        own = (layers, 2, rows, heads, held, size)
+        own = (layers, 2, rows, heads, self._held, size)
         across = (layers if arch.seq2seq else 0, 2, rows, heads, cohort.source, size)
         self._across = torch.empty(across, dtype=dtype, device=device)
         self.kept = [Kept(torch.empty(own[1:], dtype=dtype, device=device)) for _ in range(layers)]
@@ -117,14 +117,13 @@ class Cache:
 
     def _grow(self, keys: int) -> None:
         """Make room for so many columns, by half at least, for the rows that are still there."""
-        held = self.kept[0].both.shape[3]
-        if keys <= held:
+        if keys <= self._held:
             return
         n, used = len(self._cohort.rows), self._cohort.column
-        columns = min(self._columns, max(keys, held + held // 2))
+        self._held = min(self._columns, max(keys, self._held + self._held // 2))
         for layer, kept in enumerate(self.kept):
             before = kept.both
-            larger = before.new_empty((2, n, before.shape[2], columns, before.shape[4]))
+            larger = before.new_empty((2, n, before.shape[2], self._held, before.shape[4]))
             larger[:, :, :, :used] = before[:, :n, :, :used]
             self.kept[layer] = Kept(larger)
 
