@@ -154,10 +154,14 @@ class DeviceThread(threading.Thread):
         kind = (DTYPES[self.job.config.model.dtype], self.device)
         about = (self.job, self.spec, stage, self.wires, kind, self.pulse)
         generator = Generator(*about, self._working, self._capturing, self._halved)
-        chunks = iter([warm.to_continue(self.job.source.arch), None])
+        arch, plan = self.job.source.arch, self.job.plan
+        assert plan.generation is not None
+        chunks = warm.to_continue(arch, plan.generation, plan.max_tokens, plan.pipeline)
         self.phase = "warm-up"
-        for _ in generator.run(lambda: next(chunks)):
+        for _ in generator.run(lambda: next(chunks, None)):
             pass
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # of passes that were not captured yet
         self.outbox.put(Ready(self.spec.local, self._label(), stage.held_bytes))
         self.phase = "decode"
         for done in generator.run(self._take):

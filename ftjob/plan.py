@@ -20,6 +20,7 @@ from ftjob.model.arch import Arch
 from ftjob.plan_generation import (
     Generation,
     choosing_bytes,
+    entry_step,
     plan_generation,
     score_bytes,
     slots_of,
@@ -194,7 +195,9 @@ def make_plan(
         slots, beams = slots_of(config, machine.device), config.decode.lanes
         workspace += choosing_bytes(arch, tensor, slots * beams, machine.device)
         scores = score_bytes(arch, tensor, beams, dtype_bytes)
-        generation = plan_generation(config, machine, devices, workspace, slots, scores)
+        gpu = machine.device == "cuda"
+        entry = entry_step(arch, tensor * pipeline, max_tokens) if gpu else 0
+        generation = plan_generation(config, machine, devices, workspace, slots, scores, entry)
     return Plan(tensor, pipeline, data, machine, tuple(devices), max_tokens, workspace, generation)
 
 

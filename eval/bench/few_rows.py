@@ -9,18 +9,16 @@ are the ones that beat the guess.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, product
-from multiprocessing import get_context
 from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 
+from eval.bench.captured import BYTES, compiled, seconds
 from ftjob.kernels.few_rows_configs import (
     BANDS,
     MOST_ROWS,
@@ -40,9 +38,8 @@ MODELS = MappingProxyType(
         "6.7B": ((12288, 4096), (4096, 4096), (16384, 4096), (4096, 16384)),
     }
 )
-# Weights of so many bytes in all are more than a cache holds; how many at least and at most.
-BYTES, FEWEST, MOST = 240e6, 2, 128
-REPLAYS, ROUNDS = 4, 5
+# How many weights are read in turn, at least and at most.
+FEWEST, MOST = 2, 128
 # A config goes into the table where it takes so much less time than the guess.
 WORTH = 0.97
 
@@ -105,10 +102,7 @@ def main() -> int:
     cases = [Case(*shape, m, b) for shape, m, b in product(shapes, BANDS, (2, 1))]
     # the outputs are no part of what is compiled
     tasks = {(replace(case, outputs=0), c): (case, c) for case in cases for c in case.configs()}
-    workers = max(1, min(14, os.cpu_count() or 1))
-    shares = [list(tasks.values())[i::workers] for i in range(workers)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        list(pool.map(compile_all, shares))
+    compiled(compile_all, list(tasks.values()))
     entries = [(case, compare(case)) for case in cases]
     for rows, name in product(BANDS, MODELS):
         for weight_bytes in (2, 1):
@@ -174,29 +168,6 @@ def products(case: Case, config: Config | None, count: int) -> Callable[[], None
                 few_rows(x, weight, arrived, scale=scale, bias=bias, config=config)
 
     return run
-
-
-def seconds(run: Callable[[], None], count: int) -> float:
-    """A product's time in a captured graph of so many: the fastest round."""
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    graph.replay()
-    times: list[float] = []
-    for _ in range(ROUNDS):
-        start, end = (
-            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            for _ in range(2)
-        )
-        start.record()
-        for _ in range(REPLAYS):
-            graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3 / REPLAYS / count)
-    return min(times)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,8 @@ def endless(job: Job, rows: int, longest: int, new: int) -> Job:
     source = replace(job.source, specials=replace(job.source.specials, ends=()))
     room = job.plan.generation
     assert room is not None
-    warm = widest(to_continue(source.arch).requests, room.beams)  # it enters before all others
+    first = next(to_continue(source.arch, room, 0, 1))  # it enters before all others
+    warm = widest(first.requests, room.beams)
     cells = max(warm, rows * (longest + room.beams * new))
     room = replace(room, cells=min(room.cells, cells))
     return replace(job, source=source, plan=replace(job.plan, generation=room))

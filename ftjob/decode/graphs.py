@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from ftjob.model.arrays import Arena
-from ftjob.model.packing import padded
+from ftjob.model.fill import PADDED, Fill
 
 T = TypeVar("T")
 
@@ -84,17 +84,19 @@ class Graphs:
 
 class Passes:
     """Passes over rows, of which those of a size come again and again: their numbers go to an
-    `arena`, and on a GPU a size is captured when it comes for the second time. A pass has so many
-    `tokens`, unless a single row has more."""
+    `arena`, and on a GPU a size is captured when it comes for the second time, or where `fill`
+    leaves few of them for the first time. A pass has so many `tokens`, unless a single row has
+    more."""
 
     # of so many sizes at most: each takes some megabytes of the driver's memory
     MOST = 32
 
-    def __init__(self, device: torch.device, tokens: int = 0) -> None:
-        self.arena = Arena(device)
-        self._tokens = padded(tokens)
+    def __init__(self, device: torch.device, tokens: int = 0, fill: Fill = PADDED) -> None:
+        self.arena = Arena(device, fill=fill)
+        self._tokens = fill.tokens(tokens)
         self._inbox: dict[torch.dtype, torch.Tensor] = {}
-        self._graphs = Graphs(device, 2, self.MOST) if device.type == "cuda" else None
+        after = 1 if fill.step else 2
+        self._graphs = Graphs(device, after, self.MOST) if device.type == "cuda" else None
 
     def run(
         self,
@@ -115,7 +117,7 @@ class Passes:
         return self._graphs.run(place, lambda: body(given))
 
     def capture(self, around: Callable[[], AbstractContextManager[None]]) -> None:
-        """Capture what has come for the second time."""
+        """Capture what has come often enough."""
         if self._graphs is not None and self._graphs.wanting:
             with around():
                 self._graphs.capture()

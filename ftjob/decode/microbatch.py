@@ -20,6 +20,7 @@ from ftjob.decode.looks import LAG, Looks
 from ftjob.decode.search import Harvest, SearchRow, make_search
 from ftjob.job import Job
 from ftjob.model.attention import Keep
+from ftjob.model.fill import Fill
 from ftjob.model.layers import Kind
 from ftjob.model.stage import Entry
 from ftjob.plan import DeviceSpec
@@ -48,7 +49,8 @@ class MicroBatch:
         )
         cuda = kind[1].type == "cuda"
         self.graphs = Graphs(kind[1]) if cuda else None
-        self.passes = Passes(kind[1], job.plan.max_tokens)
+        fill = Fill(room.entry_step, room.refill)
+        self.passes = Passes(kind[1], job.plan.max_tokens, fill)
         self._inbox: torch.Tensor | None = None
         self._lanes = room.slots * room.beams
         self.looks = Looks(room.stop_every, LAG if cuda else 0, pulse.check)

@@ -33,7 +33,6 @@ from ftjob.model.arch import Arch
 from ftjob.model.arrays import Arena, sent, to_device
 from ftjob.model.attention import Keep, Sight
 from ftjob.model.layers import Kind
-from ftjob.model.packing import padded
 from ftjob.model.relative import RelativeBias
 from ftjob.plan_generation import Generation
 from ftjob.tasks.base import GenerateRequest
@@ -110,7 +109,7 @@ class PoolLanes:
         (self._entering,) = to_device([np.asarray(rows)], self._device)
         own = np.arange(len(shift)) + shift
         # tokens that fill up go where rows are none
-        room = padded(len(own)) if kernels.used(self._device) else len(own)
+        room = arena.fill.tokens(len(own)) if kernels.used(self._device) else len(own)
         filled = np.pad(own, (0, room - len(own)), constant_values=self._nobody)
         (cells,), place = arena.send([filled])
         return lambda layer, kv: put(self._pool[layer], cells, kv), place

@@ -20,7 +20,8 @@ from ftjob.comm import Comm
 from ftjob.decode.graphs import Passes
 from ftjob.decode.looks import Fetched
 from ftjob.model.decoder import DecoderStage
-from ftjob.model.packing import Packing, padded
+from ftjob.model.fill import padded
+from ftjob.model.packing import Packing
 from ftjob.tasks.base import Scored, ScoreRequest
 
 LOGIT_BYTES = 1 << 28

@@ -8,6 +8,7 @@ table and calls it in every layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -19,13 +20,33 @@ from ftjob.kernels.early import starts_early
 # its prompt behind that; steps made, and how many its cells have room for.
 BASE, SOURCE, PREFIX, STEPS, MOST = range(5)
 FIELDS = 5
-# Keys that a program, which is one warp, looks at together: with a single lane, and with several,
-# which are a product of matrices; f32 takes twice the registers. Of 16 to 256 keys and 1 to 8 warps
-# these were the fastest on an H100 at 20 to 600 keys a row.
-KEYS, KEYS_OF_LANES, KEYS_F32 = 32, 16, 16
 # Programs that a GPU's processors need to be busy; a row's keys are split among several below it.
 PROGRAMS, MOST_SPLITS = 264, 16
 LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+class Way(NamedTuple):
+    """How a program looks at its keys: so many together, with so many warps, so many such steps
+    loaded ahead (1 is none), by products of matrices or, for a single lane, by plain sums."""
+
+    keys: int
+    warps: int
+    stages: int
+    matrices: bool
+
+
+# For a single lane, for several, and in f32, which takes twice the registers. Of 16 to 256 keys and
+# 1 to 8 warps these were the fastest on an H100 at 20 to 600 keys a row;
+# `python -m eval.bench.step_attention` asks the GPU at hand.
+ONE, SEVERAL = Way(32, 1, 1, False), Way(16, 1, 3, True)
+ONE_F32, SEVERAL_F32 = Way(16, 1, 1, False), Way(16, 1, 3, True)
+
+
+def way_of(lanes: int, dtype: torch.dtype) -> Way:
+    """The way that is taken."""
+    if dtype == torch.float32:
+        return ONE_F32 if lanes == 1 else SEVERAL_F32
+    return ONE if lanes == 1 else SEVERAL
 
 
 @dataclass(frozen=True)
@@ -65,6 +86,7 @@ def step_attention(
     new: torch.Tensor | None = None,
     lineage: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    way: Way | None = None,
 ) -> torch.Tensor:
     """softmax(q k^T * scale + bias) v for W lanes of each of the first `rows` rows of the table.
 
@@ -74,13 +96,13 @@ def step_attention(
     prompt's, and of each step W, one a lane, of which a lane sees that of its ancestor, `lineage`
     [rows, W, steps] int32 (None where W is 1); the new ones are put behind them. Without, its
     source is looked at. `bias` f32 [heads, 2 * reach + 1] is added by the distance key - query in
-    steps, beyond `reach` that of the end; rows have no prompts then.
+    steps, beyond `reach` that of the end; rows have no prompts then. `way` is there to be timed.
     """
     _, heads, cells, size = pool.shape
     lanes = q.shape[0] // rows
     out = torch.empty((q.shape[0], heads * size), dtype=q.dtype, device=q.device)
     splits = splits_of(rows, heads)
-    exact = q.dtype == torch.float32
+    way = way or way_of(lanes, q.dtype)
     early = starts_early(q.device)
     _look[(rows, heads, splits)](
         q,
@@ -100,14 +122,15 @@ def step_attention(
         SIZE=size,
         PADDED=max(16, triton.next_power_of_2(size)),
         LANES=lanes,
-        HELD=1 if lanes == 1 else max(16, triton.next_power_of_2(lanes)),
-        KEYS=KEYS_F32 if exact else KEYS if lanes == 1 else KEYS_OF_LANES,
+        HELD=max(16, triton.next_power_of_2(lanes)) if way.matrices else 1,
+        KEYS=way.keys,
         OWN=new is not None,
         REACH=0 if bias is None else bias.shape[1] // 2,
         BIASED=bias is not None,
         PDL=early,
         launch_pdl=early,
-        num_warps=1,
+        STAGES=way.stages,
+        num_warps=way.warps,
     )
     return out
 
@@ -136,6 +159,7 @@ def _look(
     OWN: tl.constexpr,
     REACH: tl.constexpr,
     BIASED: tl.constexpr,
+    STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """A part of a row's keys for one head, with a running maximum (Dao et al. 2022, arXiv
@@ -170,7 +194,8 @@ def _look(
     total = tl.zeros((HELD,), tl.float32)
     acc = tl.zeros((HELD, PADDED), tl.float32)
     share = tl.cdiv(tl.cdiv(keys, splits), KEYS) * KEYS
-    for start in range(split * share, tl.minimum(keys, (split + 1) * share), KEYS):
+    end = tl.minimum(keys, (split + 1) * share)
+    for start in tl.range(split * share, end, KEYS, num_stages=STAGES):
         at = start + tl.arange(0, KEYS)
         there = at < keys
         mask = there[:, None] & (columns < SIZE)[None, :]

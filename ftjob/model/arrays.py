@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ftjob.model.fill import PADDED, Fill
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # Each array begins at a multiple of so many bytes: what GPU kernels load at once.
@@ -29,10 +31,11 @@ def to_device(arrays: Sequence[Array], device: torch.device) -> list[torch.Tenso
 
 class Arena:
     """Where arrays come to lie on a device: those of the same shapes and dtypes in the same place
-    each time, so that captured work finds them there. So many places are kept, at most."""
+    each time, so that captured work finds them there. So many places are kept, at most. `fill` says
+    how far passes are filled up that go through it."""
 
-    def __init__(self, device: torch.device, most: int = 128) -> None:
-        self.device, self._most = device, most
+    def __init__(self, device: torch.device, most: int = 128, fill: Fill = PADDED) -> None:
+        self.device, self.fill, self._most = device, fill, most
         self._held: dict[Hashable, tuple[torch.Tensor, list[torch.Tensor]]] = {}
 
     def send(self, arrays: Sequence[Array]) -> tuple[list[torch.Tensor], Hashable | None]:

@@ -96,7 +96,7 @@ class DecoderStage(Stage):
             else:
                 residual = layer(residual, packing, False, partial(keep, i))
             pulse()
-        return residual.total()
+        return x if self.last else residual.total()
 
     def step(self, x: torch.Tensor, sight: Sight, pulse: Callable[[], None]) -> torch.Tensor:
         """A token of every lane: ids [N] on the first stage, else [N, H], to [N, H]."""

@@ -16,23 +16,12 @@ import torch
 
 from ftjob import kernels
 from ftjob.model.arrays import Arena, Array, to_device
+from ftjob.model.fill import Fill
 
 # Rows share a group while the shortest has at least this share of the longest one's tokens.
 FILL = 0.8
 # Queries of a block, at most.
 QUERIES = 64
-
-
-def padded(count: int) -> int:
-    """So many rows a GPU's products have for `count` rows: at least as many, of few sizes.
-
-    cuBLAS chooses an algorithm for every new size, which takes as long as a hundred products of
-    it, and torch's allocator finds blocks of a known size at once. From 2048 rows on a multiple
-    of 256, below four sizes an octave: more would be wasted there, but small products wait for
-    their weights anyway.
-    """
-    step = 256 if count > 2048 else max(16, (1 << (count - 1).bit_length()) // 8)
-    return -(-count // step) * step
 
 
 @dataclass(frozen=True)
@@ -53,10 +42,10 @@ class Blocks:
 
 
 def block_table(
-    queries: Sequence[int], keys: Sequence[int], total: int = 0, *, fill: bool = False
+    queries: Sequence[int], keys: Sequence[int], total: int = 0, fill: Fill | None = None
 ) -> Array:
-    """The table of `Blocks.of`, with queries without keys behind them up to `total`; `fill` makes
-    programs of it that do nothing up to a `padded` number, so that tables have few sizes."""
+    """The table of `Blocks.of`, with queries without keys behind them up to `total`; with `fill`
+    also programs that do nothing, so that tables have few sizes."""
     counts, lengths = np.asarray(queries, np.int64), np.asarray(keys, np.int64)
     filling = total - int(counts.sum())
     if filling > 0:
@@ -74,7 +63,10 @@ def block_table(
         lengths[row],
     )
     table = np.stack(columns, axis=1).astype(np.int32)
-    return np.pad(table, ((0, padded(len(table)) - len(table)), (0, 0))) if fill else table
+    if fill is None:
+        return table
+    wanted = fill.programs(max(total, int(counts.sum())), len(table), QUERIES)
+    return np.pad(table, ((0, wanted - len(table)), (0, 0)))
 
 
 @dataclass(frozen=True)
@@ -104,8 +96,8 @@ class Packing:
     """Rows behind each other in one axis of N tokens, longest first; M of the N are wanted.
 
     On a GPU there are no groups but blocks, of all positions and of those that are wanted. N and M
-    may be `padded` there: behind the rows come tokens at position 0 that see nothing. Packings of
-    one `place` are the same tensors, filled anew."""
+    may be filled up there (`fill.Fill`): behind the rows come tokens at position 0 that see
+    nothing. Packings of one `place` are the same tensors, filled anew."""
 
     positions: torch.Tensor
     wanted: torch.Tensor
@@ -155,12 +147,13 @@ class Packing:
                 _group(lengths[a:b], firsts[a:b].tolist(), start, device) for a, b, start in alike
             ]
             return Packing(there[0], there[1], tuple(groups)), there[2:]
-        n, m = (padded(len(x)) if fill else len(x) for x in (positions, wanted))
-        every = block_table(lengths, lengths, n, fill=True)
-        last = block_table((sizes - firsts).tolist(), lengths, m, fill=True)
+        arena = arena or Arena(device, 0)
+        n, m = (arena.fill.tokens(len(x)) if fill else len(x) for x in (positions, wanted))
+        every = block_table(lengths, lengths, n, arena.fill)
+        last = block_table((sizes - firsts).tolist(), lengths, m, arena.fill)
         whole = {len(positions): n, len(wanted): m}
         filled = [np.pad(x, (0, whole[len(x)] - len(x))) for x in (positions, wanted, *arrays)]
-        held, place = (arena or Arena(device, 0)).send([every, last, *filled])
+        held, place = arena.send([every, last, *filled])
         first, second, *there = held
         packing = Packing(there[0], there[1], (), Blocks(first, n), Blocks(second, m), place)
         return packing, there[2:]
@@ -239,7 +232,7 @@ class SourceGroup:
 @dataclass(frozen=True)
 class SourcePacking:
     """Rows that see all of themselves, longest first. `positions` [N] has the place of each token
-    in its row. On a GPU there are no groups but blocks, and N is `padded`; `place` as in
+    in its row. On a GPU there are no groups but blocks, and N is filled up; `place` as in
     `Packing`."""
 
     positions: torch.Tensor
@@ -260,10 +253,11 @@ class SourcePacking:
         sizes = np.asarray(lengths, np.int64)
         held = places(sizes)
         if kernels.used(device):
-            count = padded(len(held))
+            arena = arena or Arena(device, 0)
+            count = arena.fill.tokens(len(held))
             filled = [np.pad(x, (0, count - len(held))) for x in (held, ids)]
-            table = block_table(lengths, lengths, count, fill=True)
-            (first, *there), place = (arena or Arena(device, 0)).send([table, *filled])
+            table = block_table(lengths, lengths, count, arena.fill)
+            (first, *there), place = arena.send([table, *filled])
             return SourcePacking(there[0], (), Blocks(first, count), place), there[1]
         positions, there_ids = to_device([held, ids], device)
         groups: list[SourceGroup] = []

@@ -50,8 +50,8 @@ class Part:
 @dataclass(frozen=True)
 class Entry:
     """Rows that are about to be continued, longest first. `ids` [N] are the tokens to be read
-    (prompts without their last token, or sources), and how they are packed. N is `padded` on a
-    GPU."""
+    (prompts without their last token, or sources), and how they are packed. N is filled up
+    on a GPU."""
 
     ids: torch.Tensor
     packing: Packing | SourcePacking
@@ -161,7 +161,7 @@ class Stage(nn.Module):
     ) -> torch.Tensor:
         """Read new rows: entry.ids on the first stage, else what the stage before gave, [N, H].
         `keep` gets keys and values of prompts. Gives [N, H] for the next stage, or on the last one
-        for `admit`."""
+        for `admit`; without an encoder nobody needs what the last one gives."""
         raise TypeError(f"{type(self).__name__} does not generate")
 
     def admit(self, encoded: torch.Tensor, keep: Keep) -> None:

@@ -1,14 +1,20 @@
-"""Lanes in pools on a machine without a GPU, for tests that continue rows."""
+"""The way a GPU takes on a machine without one: lanes in pools, and kernels in the interpreter."""
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
+import torch
+from triton.runtime.interpreter import GridExecutor
 
+from ftjob import kernels
 from ftjob.decode import microbatch
 from ftjob.decode.pool import PoolLanes
-from ftjob.kernels import step_attention
+from ftjob.kernels import few_rows_configs, linear_cpu, step_attention
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -23,3 +29,21 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[PoolLanes]:
     monkeypatch.setattr(microbatch, "make_lanes", make)
     monkeypatch.setattr(step_attention, "PROGRAMS", 8)  # an interpreter is slow
     return made
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device that goes the GPU's way; the interpreter serves one thread at a time."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    lock, real = threading.Lock(), GridExecutor.__call__
+
+    def alone(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
+        with lock:
+            real(self, *args, **kwargs)
+
+    monkeypatch.setattr(GridExecutor, "__call__", alone)
+    monkeypatch.setattr(kernels, "used", lambda device: True)
+    monkeypatch.setattr(linear_cpu, "available", lambda device, dtype: False)
+    monkeypatch.setattr(few_rows_configs, "PROGRAMS", 8)  # an interpreter is slow
+    return CPU

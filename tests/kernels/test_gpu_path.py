@@ -6,24 +6,22 @@ Without a GPU in Triton's interpreter, with what chooses the way turned.
 
 from __future__ import annotations
 
+import random
 import sys
-import threading
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from triton.runtime.interpreter import GridExecutor
 
-from ftjob import kernels
 from ftjob.batching import Chunk
 from ftjob.comm import Comm, Solo
 from ftjob.decode.scoring import score_chunk
-from ftjob.kernels import few_rows_configs, linear_cpu
 from ftjob.model.arch import Arch, Relative
 from ftjob.model.arrays import ALIGNED, Arena, joined, parts
-from ftjob.model.packing import Packing, padded
+from ftjob.model.fill import Fill, padded
+from ftjob.model.packing import QUERIES, Packing, block_table
 from ftjob.model.stage import Part, Stage, make_stage
 from ftjob.tasks.base import Row, Scored, ScoreRequest
 
@@ -40,24 +38,6 @@ T5 = Arch(
     gated=True,
 )
 WAYS = pytest.mark.parametrize("ways", [1, 2])
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """A device that goes the GPU's way; the interpreter serves one thread at a time."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    lock, real = threading.Lock(), GridExecutor.__call__
-
-    def alone(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
-        with lock:
-            real(self, *args, **kwargs)
-
-    monkeypatch.setattr(GridExecutor, "__call__", alone)
-    monkeypatch.setattr(kernels, "used", lambda device: True)
-    monkeypatch.setattr(linear_cpu, "available", lambda device, dtype: False)
-    monkeypatch.setattr(few_rows_configs, "PROGRAMS", 8)  # an interpreter is slow
-    return CPU
 
 
 def stage_of(arch: Arch, group: Comm, device: torch.device, part: Part | None = None) -> Stage:
@@ -156,6 +136,28 @@ def test_few_sizes_that_waste_little() -> None:
     for n in range(1, 16385):
         assert n <= padded(n) < n + max(16, min(256, n / 4))
         assert padded(padded(n)) == padded(n)
+
+
+def test_sizes_that_are_known_before() -> None:
+    """Every pass has one of them, wastes less than a step or as much as it has, and its programs
+    have room."""
+    fill = Fill(step=448, rows=9)
+    sizes = fill.sizes(3500)
+    assert sizes == [256, 448, 896, 1344, 1792, 2240, 2688, 3136, 3584]
+    made = random.Random(1)
+    for n in range(1, 3501):
+        size = fill.tokens(n)
+        assert size in sizes
+        assert n <= size <= max(256, n + 447)
+        assert size < 2 * n or size == 256
+        lengths = [n // 9] * 9 if n % 9 == 0 else [n]
+        if n % 50 == 0 and n > 100:
+            cuts = sorted(made.sample(range(1, n), 8))
+            lengths = [b - a for a, b in pairwise([0, *cuts, n])]
+        assert len(block_table(lengths, lengths, size, fill)) == size // QUERIES + 10
+    assert fill.tokens(0) == 0
+    assert Fill().sizes(3500) == []
+    assert Fill().tokens(3500) == padded(3500)
 
 
 def test_arrays_in_one_copy_come_out_as_they_were() -> None:

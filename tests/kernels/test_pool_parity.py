@@ -21,7 +21,11 @@ from generate_job import generate, generation_job
 from generation_oracle import LIMITS, MOST, lively, reference, rows_for
 
 from ftjob.decode.pool import PoolLanes
+from ftjob.model import fill
 from ftjob.model.decoder import DecoderStage
+from ftjob.model.packing import QUERIES
+from ftjob.model.seq2seq import Seq2SeqStage
+from ftjob.model.stage import Entry, Stage
 
 CASES: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = MappingProxyType(
     {
@@ -53,6 +57,41 @@ def test_answers_are_those_of_transformers(
     (lanes,) = pools
     assert not lanes._held, "every row's cells were given back"
     assert len(lanes._extents._gaps) == 1
+
+
+@pytest.mark.parametrize("case", ["greedy", "greedy T5"])
+def test_passes_of_few_sizes_give_the_answers_of_transformers(
+    case: str,
+    pools: list[PoolLanes],
+    gpu: torch.device,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What fills entering passes up to a size of few changes nothing. By the GPU's kernels."""
+    family, decode, batch = CASES[case]
+    model = lively(family, SEEDS[family])
+    model.save_pretrained(tmp_path)
+    rows = rows_for(model)[:2]
+    about = {"family": "gpt2" if family == "gpt2" else "t5"}
+    batch = {**batch, "max_tokens": 64}
+    job = generation_job(tmp_path, {"max_new_tokens": 2, **decode}, model=about, **batch)
+    stage = DecoderStage if family == "gpt2" else Seq2SeqStage
+    read, sizes = stage.enter, []
+
+    def enter(own: Stage, x: torch.Tensor, entry: Entry, *rest: Any) -> torch.Tensor:
+        sizes.append((len(entry.ids), len(entry.packing.blocks.table)))  # type: ignore[union-attr]
+        return read(own, x, entry, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage, "enter", enter)
+    monkeypatch.setattr(fill, "LEAST", 64)  # an interpreter is slow
+    assert job.plan.generation is not None
+    room = replace(job.plan.generation, entry_step=64)
+    job = replace(job, plan=replace(job.plan, generation=room))
+    found = generate(job, rows)
+    for ids, answer in zip(rows, found, strict=True):
+        ((expected, _),) = reference(model, ids, 2, decode)
+        assert answer.hypotheses[0].ids == expected
+    assert {*sizes} == {(64, 64 // QUERIES + room.refill + 1)}
 
 
 def test_without_memory_for_a_chunk_its_halves_enter(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ftjob.kernels import step_attention as kernel
-from ftjob.kernels.step_attention import FIELDS, Scratch, step_attention
+from ftjob.kernels.step_attention import FIELDS, Scratch, Way, step_attention
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE.type == "cuda" else [])
@@ -107,6 +107,18 @@ def test_lanes_see_their_own_cells(
                 error = (found[n].double() - expected).abs().max()
                 assert error < TOLERANCE[dtype] * 4, (at, lane)
         assert torch.equal(pool.pool, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("way", [Way(32, 1, 1, True), Way(16, 2, 3, False)], ids=str)
+def test_a_lane_sees_the_same_by_any_way(way: Way, dtype: torch.dtype) -> None:
+    """By products of matrices, of which one row is its own, and by sums; loaded ahead or not."""
+    pool = Pool(1, 64, dtype)
+    before = pool.pool.clone()
+    wanted = pool.looked(scale=0.3)
+    pool.pool.copy_(before)
+    found = pool.looked(scale=0.3, way=way)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE[dtype] * 4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ftjob import warm
 from ftjob.model.arch import Arch
-from ftjob.tasks.base import ScoreRequest
+from ftjob.plan_generation import Generation
+from ftjob.tasks.base import GenerateRequest, ScoreRequest
 
 
 def arch(vocab: int, positions: int | None) -> Arch:
@@ -41,5 +44,39 @@ def test_rows_to_score(
 
 
 def test_a_row_to_continue_stays_in_the_vocabulary() -> None:
-    (request,) = warm.to_continue(arch(3, 16)).requests
+    (chunk,) = warm.to_continue(arch(3, 16), Generation(8, 1, 2, 99, 1, 0), 512, 1)
+    (request,) = chunk.requests
     assert max(request.ids) < 3
+
+
+@pytest.mark.parametrize(
+    ("positions", "refill", "cells", "seq2seq", "made"),
+    [
+        (1024, 256, 10**6, False, [256, 512, 1024, 1536, 2048]),
+        (None, 256, 10**6, True, [256, 512, 1024, 1536, 2048]),
+        (None, 1, 10**6, True, [256, 512, 1024, 1536, 2048]),
+        (600, 3, 10**6, False, [256, 512, 1024, 1536]),
+        (7, 256, 10**6, False, [256, 512, 1024, 1536]),
+        (1024, 4, 1032, False, [256, 512, 1024]),
+        (1024, 4, 1031, False, [256, 512]),
+    ],
+)
+def test_rows_that_enter_have_every_size(
+    positions: int | None, refill: int, cells: int, seq2seq: bool, made: list[int]
+) -> None:
+    """Those that such rows can have at all, once for each stage; what a prompt's last token is for
+    is a step."""
+    model = replace(arch(5, positions), encoder_layers=int(seq2seq))
+    room = Generation(4 * refill, 1, refill, cells, 1, 0, entry_step=512)
+    _, *chunks = warm.to_continue(model, room, 2048, 2)
+    besides = 0 if seq2seq else 1
+    sizes = [sum(len(r.ids) - besides for r in chunk.requests) for chunk in chunks]
+    assert sizes == [size for size in made for _ in range(2)]
+    keys = [r.key for chunk in chunks for r in chunk.requests]
+    assert len(set(keys)) == len(keys), "rows of two chunks may be at work at once"
+    for chunk in chunks:
+        assert len(chunk.requests) <= refill
+        for row in chunk.requests:
+            assert isinstance(row, GenerateRequest)
+            assert len(row.ids) > besides
+            assert positions is None or len(row.ids) + row.max_new_tokens - 1 <= positions
