@@ -17,14 +17,8 @@ from ftjob.checkpoint.shard import Placed, TensorRule, place
 from ftjob.config.groups import JobConfig
 from ftjob.errors import ConfigError
 from ftjob.model.arch import Arch
-from ftjob.plan_generation import (
-    Generation,
-    choosing_bytes,
-    entry_step,
-    plan_generation,
-    score_bytes,
-    slots_of,
-)
+from ftjob.plan_generation import Generation, entry_step, plan_generation, slots_of
+from ftjob.plan_memory import score_bytes, workspace_bytes
 
 DTYPE_BYTES = MappingProxyType({"f32": 4, "bf16": 2, "f16": 2})
 # Tokens of a batch: for a replica of one stage, and the least that pipelining makes of it. A CPU
@@ -189,13 +183,12 @@ def make_plan(
                 * dtype_bytes,
             )
         )
-    workspace = _workspace_bytes(arch, tensor, max_tokens, dtype_bytes)
-    generation = None
-    if config.dataset.generates:
-        slots, beams = slots_of(config, machine.device), config.decode.lanes
-        workspace += choosing_bytes(arch, tensor, slots * beams, machine.device)
-        scores = score_bytes(arch, tensor, beams, dtype_bytes)
-        gpu = machine.device == "cuda"
+    generates, gpu = config.dataset.generates, machine.device == "cuda"
+    slots, beams = slots_of(config, machine.device) if generates else 0, config.decode.lanes
+    about = (config, arch, dtype_bytes, machine.device)
+    workspace, generation = workspace_bytes(*about, max_tokens, slots * beams), None
+    if generates:
+        scores = score_bytes(arch, tensor, beams, dtype_bytes, machine.device)
         entry = entry_step(arch, tensor * pipeline, max_tokens) if gpu else 0
         generation = plan_generation(config, machine, devices, workspace, slots, scores, entry)
     return Plan(tensor, pipeline, data, machine, tuple(devices), max_tokens, workspace, generation)
@@ -319,19 +312,6 @@ def _check_launch_mode(config: JobConfig, machine: Machine) -> None:
             "threads, and decode steps are captured as graphs, each thread by itself, so they can "
             "wait for each other for ever. Use PARALLEL, or one GPU a rank."
         )
-
-
-def _workspace_bytes(arch: Arch, tensor: int, max_tokens: int, dtype_bytes: int) -> int:
-    """Activations of one batch: residual, normed input, q/k/v, attention output and the MLP's
-    inner columns at their widest moment (a gate's are twice as many, and meet), and f32 logits of
-    one position in sixteen. Behind an encoder also its output, and the biases of relative
-    positions masked row by row, for rows of up to 512 tokens."""
-    inner = max(3 * arch.width, (4 if arch.gated else 2) * arch.ffn) // tensor
-    columns = 3 * arch.hidden + inner
-    if arch.seq2seq:
-        columns += arch.hidden + arch.heads // tensor * min(512, max_tokens)
-    logits = 4 * (max_tokens // 16 + 1) * -(-arch.vocab // tensor)
-    return max_tokens * columns * dtype_bytes + logits
 
 
 def _count(number: int, what: str) -> str:

@@ -71,21 +71,6 @@ def slots_of(config: JobConfig, device: str) -> int:
     return lanes // least
 
 
-def choosing_bytes(arch: Arch, tensor: int, lanes: int, device: str) -> int:
-    """What a decode step takes to choose tokens: f32 logits and their softmax, and on a CPU the
-    copy of the head that its fast products read."""
-    rows = -(-arch.vocab // tensor)
-    return 8 * lanes * rows + (4 * rows * arch.hidden if device == "cpu" else 0)
-
-
-def score_bytes(arch: Arch, tensor: int, beams: int, dtype_bytes: int) -> int:
-    """What attention takes in a decode step for each column of a slot, of which every head and lane
-    has a number: f32 scores and their softmax, a rounded copy where the values are narrower, and
-    where positions are relative a mask with their biases."""
-    each = 8 + (dtype_bytes if dtype_bytes < 4 else 0) + (4 if arch.relative is not None else 0)
-    return arch.heads // tensor * beams * each
-
-
 def entry_step(arch: Arch, ways: int, max_tokens: int) -> int:
     """Passes over entering rows of up to `max_tokens` are filled up to a multiple of so many on a
     GPU, of which as many as `ways` share the layers; 0 where the model is too large for that."""

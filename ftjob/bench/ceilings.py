@@ -127,8 +127,9 @@ def ask_card(uuid: str) -> dict[str, str] | None:
 
 
 class PeakMemory:
-    """The most memory taken since it was made: of the fullest GPU what torch allocated there, of a
-    CPU the process's resident set (VmHWM of proc(5), which writing 5 to clear_refs resets)."""
+    """The most memory taken since it was made: of the fullest GPU what torch holds there, that of
+    captured passes with it, of a CPU the process's resident set (VmHWM of proc(5), which writing 5
+    to clear_refs resets)."""
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
         self._gpus = [device for device in devices if device.type == "cuda"]
@@ -143,6 +144,6 @@ class PeakMemory:
     def bytes(self) -> int:
         """The peak so far."""
         if self._gpus:
-            return max(map(torch.cuda.max_memory_allocated, self._gpus))
+            return max(map(torch.cuda.max_memory_reserved, self._gpus))
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])

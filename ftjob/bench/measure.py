@@ -10,6 +10,7 @@ import gc
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from ftjob.bench.cells import Cell, Rows
 from ftjob.bench.devices import LocalDevices
 from ftjob.bench.roofline import Sizes, Work, decode, prefill, scoring
 from ftjob.job import Job
+from ftjob.plan import DTYPE_BYTES
+from ftjob.plan_memory import workspace_bytes
 from ftjob.rates import Rates
 from ftjob.stage_times import unknown_wire
 from ftjob.tasks.base import Answer, Generated, GenerateRequest, Request
@@ -168,10 +171,16 @@ def apart(
 
 
 def planned_bytes(job: Job, cell: Cell) -> int:
-    """What the plan expects the fullest device to hold; rows that are scored keep no cache."""
-    plan = job.plan
-    tokens = plan.row_tokens(cell.input_len, cell.output_len) if plan.generation else 0
-    return plan.bytes_taken(cell.batch, tokens)
+    """What the plan expects the fullest device to hold; rows that are scored keep no cache. Of rows
+    that are continued no more are read at once than there are."""
+    plan, room = job.plan, job.plan.generation
+    if room is None:
+        return plan.bytes_taken(cell.batch, 0)
+    read = min(plan.max_tokens, cell.batch * cell.input_len)
+    about = (job.config, job.source.arch, DTYPE_BYTES[job.config.model.dtype], plan.machine.device)
+    workspace = workspace_bytes(*about, read, cell.batch * room.beams)
+    tokens = plan.row_tokens(cell.input_len, cell.output_len)
+    return replace(plan, workspace_bytes=workspace).bytes_taken(cell.batch, tokens)
 
 
 def tokens_of(job: Job, cell: Cell) -> int:

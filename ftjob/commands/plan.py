@@ -144,10 +144,11 @@ def _decode_line(plan: Plan, tokens: int) -> list[str]:
     if room is None:
         return []
     batches = f" in each of {plan.pipeline} micro-batches" if plan.pipeline > 1 else ""
+    taken = room.score_bytes * tokens
+    scores = f"; a step's attention takes {size(taken)} a row" if taken else ""
     return [
         f"decode     {room.slots:,} rows at once of {room.beams} beam{'s' * (room.beams > 1)}"
-        f"{batches}; up to {room.refill:,} enter together; a step's attention takes "
-        f"{size(room.score_bytes * tokens)} a row"
+        f"{batches}; up to {room.refill:,} enter together{scores}"
     ]
 
 

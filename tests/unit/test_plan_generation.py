@@ -20,6 +20,7 @@ from ftjob.errors import CONFIG_REFUSED, ConfigError
 from ftjob.model.arch import Arch
 from ftjob.plan import Machine, Plan
 from ftjob.plan_generation import Generation, entry_step
+from ftjob.plan_memory import LIBRARY_BYTES
 from ftjob.tasks.base import GenerateRequest, Row
 
 
@@ -234,3 +235,23 @@ def test_entering_passes_have_few_sizes_where_launches_take_longer(
 def test_a_cpu_fills_nothing_up() -> None:
     assert planned(generating(max_tokens=2048))[1].entry_step == 0
     assert planned(generating(max_tokens=2048), device="cuda")[1].entry_step == 256
+
+
+def test_a_gpu_keeps_no_scores_and_reads_prompts_without_logits() -> None:
+    """GPT of 10 layers: by hand, 32 tokens on their way, 8 lanes' logits and softmax, cuBLAS."""
+    wanted = generating(lanes=8, max_tokens=32, dtype="bf16")
+    made, room = planned(wanted, device="cuda")
+    assert room.score_bytes == 0
+    through = 32 * 2 * (8 * ARCH.hidden + ARCH.ffn)
+    assert made.workspace_bytes == through + 8 * 8 * ARCH.vocab + LIBRARY_BYTES
+    exact, _ = planned(generating(lanes=8, max_tokens=32), device="cuda")  # f32: activated apart
+    more = 32 * 4 * (8 * ARCH.hidden + 2 * ARCH.ffn) - through
+    assert exact.workspace_bytes == made.workspace_bytes + more
+
+
+def test_scores_of_a_gpu_are_the_products_own() -> None:
+    """Of one position in sixteen, in the model's dtype."""
+    scoring = config(1, 1, model={"checkpoint": "PATH", "dtype": "bf16"}, batch={"max_tokens": 32})
+    made = plan(scoring, Machine((1,), "cuda", 10**9, "test"))
+    through = 32 * 2 * (8 * ARCH.hidden + ARCH.ffn)
+    assert made.workspace_bytes == through + 2 * 3 * ARCH.vocab + LIBRARY_BYTES

@@ -16,6 +16,7 @@ from test_predict import BYTES_ONLY, gpu
 from ftjob.errors import CONFIG_REFUSED
 from ftjob.model.families import family
 from ftjob.plan import Machine
+from ftjob.plan_memory import LIBRARY_BYTES
 from ftjob.plan_search import Found, search
 from ftjob.rates import Rates, Wire
 
@@ -69,16 +70,18 @@ def test_a_tensor_group_across_nodes_is_slower() -> None:
 
 def test_what_does_not_fit_is_refused_with_its_numbers() -> None:
     weights = 2 * 300_000  # of the whole model, some more than its layers
-    small = replace(gpu(4), memory_bytes=weights)
+    small = replace(gpu(4), memory_bytes=LIBRARY_BYTES + weights)
     made = found(small, batch={"max_tokens": 16})
     assert {x.tensor * x.pipeline for x in made.layouts} == {2, 4}
     (reason,) = made.refused
     assert re.fullmatch(
-        r"parallel\.tensor=1 parallel\.pipeline=1: does not fit: one row needs 0\.000\d+ GB of "
-        r"0\.0006 GB a device",
+        r"parallel\.tensor=1 parallel\.pipeline=1: does not fit: one row needs 0\.102 GB of "
+        r"0\.101 GB a device",
         reason,
     )
-    assert all(x.bytes_taken <= weights and x.largest_batch > 0 for x in made.layouts)
+    assert all(
+        x.bytes_taken <= LIBRARY_BYTES + weights and x.largest_batch > 0 for x in made.layouts
+    )
     none = found(replace(gpu(4), memory_bytes=1000), **GENERATE)
     assert not none.layouts
     assert len(none.refused) == 6

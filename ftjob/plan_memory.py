@@ -1,0 +1,69 @@
+"""What a device holds beside weights and cache, in bytes: one batch on its way through, what
+chooses tokens, attention scores, and what a GPU's libraries keep.
+
+`plan` adds it up, `bench/measure` sets it beside what was measured. Standard library only.
+"""
+
+from __future__ import annotations
+
+from ftjob.config.groups import JobConfig
+from ftjob.model.arch import Arch
+
+# What cuBLAS keeps for the streams of a device: measured on an H200 with torch 2.11.
+LIBRARY_BYTES = 96 << 20
+
+
+def workspace_bytes(
+    config: JobConfig, arch: Arch, dtype_bytes: int, device: str, tokens: int, lanes: int
+) -> int:
+    """What a batch of so many tokens takes on its way through, with logits of one position in
+    sixteen; where rows are continued also what chooses the next tokens of so many lanes. A GPU
+    reads prompts without logits, and scores by those that a product gives in the model's dtype.
+    """
+    tensor, gpu = config.parallel.tensor, device == "cuda"
+    generates = config.dataset.generates
+    columns = _gpu_columns if gpu else _cpu_columns
+    made = tokens * columns(arch, tensor, tokens, dtype_bytes) * dtype_bytes
+    if not (gpu and generates):
+        each = dtype_bytes if gpu else 4
+        made += each * (tokens // 16 + 1) * -(-arch.vocab // tensor)
+    if generates:
+        made += _choosing_bytes(arch, tensor, lanes, device)
+    return made + (LIBRARY_BYTES if gpu else 0)
+
+
+def _cpu_columns(arch: Arch, tensor: int, tokens: int, dtype_bytes: int) -> int:
+    """Elements of a token: residual, normed input, q/k/v, attention output and the MLP's inner
+    columns at their widest moment (a gate's are twice as many, and meet). Behind an encoder also
+    its output, and the biases of relative positions masked row by row, for rows of up to 512
+    tokens."""
+    inner = max(3 * arch.width, (4 if arch.gated else 2) * arch.ffn) // tensor
+    columns = 3 * arch.hidden + inner
+    if arch.seq2seq:
+        columns += arch.hidden + arch.heads // tensor * min(512, tokens)
+    return columns
+
+
+def _gpu_columns(arch: Arch, tensor: int, tokens: int, dtype_bytes: int) -> int:
+    """The same on a GPU, where sums wait for the next norm: in the MLP the layer's stream and
+    product, both halves' norms, the stream between them and the last product are there, and the
+    inner columns, which cuBLAS activates as it makes them, but for gates and f32."""
+    once = 1 if dtype_bytes == 2 else 2
+    return 8 * arch.hidden + (4 if arch.gated else once) * arch.ffn // tensor
+
+
+def _choosing_bytes(arch: Arch, tensor: int, lanes: int, device: str) -> int:
+    """What a decode step takes to choose tokens: f32 logits and their softmax, and on a CPU the
+    copy of the head that its fast products read."""
+    rows = -(-arch.vocab // tensor)
+    return 8 * lanes * rows + (4 * rows * arch.hidden if device == "cpu" else 0)
+
+
+def score_bytes(arch: Arch, tensor: int, beams: int, dtype_bytes: int, device: str) -> int:
+    """What attention takes in a decode step for each column of a slot, of which every head and lane
+    has a number: f32 scores and their softmax, a rounded copy where the values are narrower, and
+    where positions are relative a mask with their biases. A GPU's kernel keeps none of it."""
+    if device == "cuda":
+        return 0
+    each = 8 + (dtype_bytes if dtype_bytes < 4 else 0) + (4 if arch.relative is not None else 0)
+    return arch.heads // tensor * beams * each
