@@ -24,8 +24,9 @@ LEGAL = MappingProxyType({STYLE: ("table", "ft"), OVER: ("false", "true")})
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Rebuild, print the table, name the files. Returns the run's exit code. With report.style=ft
-    the lines of FasterTransformer's scripts are printed in place of the table."""
+    """Rebuild, print the table, name the files. Returns the run's exit code, 0 for one that still
+    runs. With report.style=ft the lines of FasterTransformer's scripts are printed in place of the
+    table."""
     settings = dict(a.split("=", 1) for a in arguments if "=" in a)
     paths = [a for a in arguments if "=" not in a]
     for name, value in settings.items():

@@ -75,7 +75,7 @@ def claim_attempt(folder: RunFolder, rank: int, attempt: int) -> bool:
             "born": born("self"),
             "rows": 0,
             "failed": 0,
-            "dataset": {"name": "", "total": 0},
+            "dataset": {"name": "", "total": 0, "whole": False},
             "elapsed_s": 0.0,
             "phases": [],
             "devices": [],

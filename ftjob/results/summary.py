@@ -152,6 +152,8 @@ def finish(folder: RunFolder, score: Score, now: datetime | None = None) -> Json
         code, cause = verdict(config, score.summary.values, score.failed)
     results = _results(folder, config, make_task(config), score, status)
     results.update(code=code, cause=cause)
+    if code is None:
+        results["progress"] = _progress(config, score, status["ranks"])
     write_json(folder.file("results.json"), results)
     write_json(folder.file("status.json"), status | {"code": code, "cause": cause})
     return results
@@ -178,8 +180,7 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
     wanted = None if generates else wanted_share(config.dataset)
     bubble = pipeline_facts(ranks, plan["model"], wanted)
     last, summary = ranks[-1], score.summary
-    # an attempt that died early has not seen the data set; one before it may have
-    dataset = max((s["dataset"] for s in ranks), key=lambda d: int(d["total"]))
+    dataset = _dataset(ranks)
     figures: Json = {"alias": task.name}
     for name, value in summary.values.items():
         figures[f"{name},none"] = value
@@ -247,6 +248,24 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
         "charts": summary.charts,
         "tables": summary.tables,
     }
+
+
+def _dataset(ranks: list[Json]) -> Json:
+    """What is known of the data set: an attempt that died early has not seen it, one before it may
+    have."""
+    found: Json = max(
+        (s["dataset"] for s in ranks), key=lambda d: (d["total"], d.get("whole", False))
+    )
+    return found
+
+
+def _progress(config: JobConfig, score: Score, ranks: list[Json]) -> Json:
+    """How far a run is that goes on: rows done, of how many, once its data set was read through."""
+    dataset, limit = _dataset(ranks), config.dataset.limit
+    wanted = dataset["total"] if limit is None else min(limit, dataset["total"])
+    known = dataset.get("whole") or wanted == limit
+    done = score.answered + score.skipped + score.failed
+    return {"done": done, "of": wanted if known else None}
 
 
 def _notes(model: Json, config: JobConfig) -> list[str]:
