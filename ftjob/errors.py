@@ -161,14 +161,43 @@ def writing(path: Path) -> Iterator[None]:
     """What is written inside is `path`, of a run folder.
 
     Raises:
-        RunFolderError: where the disk is full or read-only, or fails, or nobody may write there.
+        RunFolderError: where the disk is full or read-only, or fails, or nobody may write there;
+            naming another file where the error does, which then was one to read.
     """
     try:
         yield
     except FileExistsError:  # somebody else's file: no fault of the disk
         raise
     except OSError as error:
+        name = error.filename
+        if isinstance(name, str) and not _is_to_write(Path(name), path):
+            raise unreadable(Path(name), error) from None
         raise RunFolderError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _is_to_write(name: Path, path: Path) -> bool:
+    """Whether who writes `path` also writes `name`: the file itself or a hidden one beside that
+    takes its place, and the folders they lie in."""
+    near = name.parent == path.parent and name.name.startswith(f".{path.name}.")
+    return near or name == path or name in path.parents
+
+
+def unreadable(path: Path, error: OSError) -> RunFolderError:
+    """What to raise where a file of a run folder cannot be read."""
+    return RunFolderError(f"{path}: cannot be read: {error.strerror or error}")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What is read inside is `path`, of a run folder.
+
+    Raises:
+        RunFolderError: where it cannot be.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def nearest(word: str, legal: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ from ftjob.errors import (
     TOO_MANY_FAILED,
     ConfigError,
     RunFolderError,
+    reading,
 )
 from ftjob.pipeline import wanted_share
 from ftjob.results.entries import raw_lines
@@ -74,15 +75,12 @@ def read_samples(path: Path) -> Iterator[Json]:
     Raises:
         RunFolderError: with file and line, for a damaged one.
     """
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    raise RunFolderError(f"{path}: line {number} is damaged") from None
-    except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from None
+    with reading(path), path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise RunFolderError(f"{path}: line {number} is damaged") from None
 
 
 @dataclass(frozen=True)
