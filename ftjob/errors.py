@@ -32,7 +32,8 @@ EXIT_CODES: Mapping[int, str] = MappingProxyType(
         DONE: "done",
         BUG: "a bug of ftjob's, two attempts in a row without a new row, or broken devices",
         CONFIG_REFUSED: "configuration refused",
-        UNREADABLE: "checkpoint or data unreadable, or the run folder cannot be written",
+        UNREADABLE: "checkpoint or data unreadable, every row left out as too long, or the run "
+        "folder cannot be written",
         TOO_MANY_FAILED: "finished, but more failed requests than run.max_failed",
         BELOW_EXPECTATION: "below dataset.expect, or compare found other answers",
         DRAINED: "drained on request; run the same command again to go on",

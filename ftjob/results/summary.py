@@ -22,6 +22,7 @@ from ftjob.errors import (
     BELOW_EXPECTATION,
     DONE,
     TOO_MANY_FAILED,
+    UNREADABLE,
     ConfigError,
     RunFolderError,
     reading,
@@ -92,6 +93,7 @@ class Score:
     skipped: int
     failed: int
     first_failed: list[Json]
+    first_skipped: str
     rows_of_attempts: Mapping[int, int]
 
 
@@ -99,9 +101,12 @@ def score_samples(task: Task, path: Path, history: History) -> Score:
     """The score of a samples.jsonl. Memory does not grow with its rows."""
     counts = {"answered": 0, "skipped": 0, "failed": 0}
     first_failed: list[Json] = []
+    first_skipped = ""
 
     def counted() -> Iterator[Json]:
+        nonlocal first_skipped
         for sample in read_samples(path):
+            first_skipped = first_skipped or sample.get("skipped", "")
             given = "answered" if is_answer(sample) else "skipped"
             counts["failed" if sample["error"] is not None else given] += 1
             if sample["error"] is not None and len(first_failed) < SHOWN_FAILURES:
@@ -110,21 +115,37 @@ def score_samples(task: Task, path: Path, history: History) -> Score:
 
     summary = task.summarise(counted())
     return Score(
-        summary, **counts, first_failed=first_failed, rows_of_attempts=history.rows_of_attempts()
+        summary,
+        **counts,
+        first_failed=first_failed,
+        first_skipped=first_skipped,
+        rows_of_attempts=history.rows_of_attempts(),
     )
 
 
-def verdict(config: JobConfig, values: dict[str, float], failed: int) -> tuple[int, str | None]:
+def verdict(config: JobConfig, score: Score) -> tuple[int, str | None]:
     """The exit code of a run that reached its end, and its reason."""
-    if failed > config.run.max_failed:
-        rows = "1 row" if failed == 1 else f"{failed} rows"
-        return TOO_MANY_FAILED, f"{rows} failed, run.max_failed is {config.run.max_failed}"
+    if score.failed > config.run.max_failed:
+        failed = f"{_rows(score.failed)} failed"
+        return TOO_MANY_FAILED, f"{failed}, run.max_failed is {config.run.max_failed}"
+    if score.skipped and not score.answered:
+        bound = "dataset.max_source_tokens"
+        change = "raise it" if bound in score.first_skipped else "lower decode.max_new_tokens"
+        return UNREADABLE, (
+            f"no row was answered: {_rows(score.skipped)} left out as too long "
+            f"(dataset.too_long=skip). The first one, {score.first_skipped}: {change}, or cut rows "
+            "off with dataset.too_long=truncate, in another run.dir"
+        )
     for name, least in config.dataset.expect.items():
-        value = values.get(name)
+        value = score.summary.values.get(name)
         if value is None or value < least:
             found = "was not computed" if value is None else f"is {value:.6g}"
             return BELOW_EXPECTATION, f"{name} {found}, dataset.expect asks for {least:g}"
     return DONE, None
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
 
 
 def collect(folder: RunFolder) -> Score:
@@ -147,7 +168,7 @@ def finish(folder: RunFolder, score: Score, now: datetime | None = None) -> Json
     status = merged_status(folder, now)
     code, cause = status["code"], cause_text(status["cause"])
     if code == DONE:
-        code, cause = verdict(config, score.summary.values, score.failed)
+        code, cause = verdict(config, score)
     results = _results(folder, config, make_task(config), score, status)
     results.update(code=code, cause=cause)
     if code is None:
