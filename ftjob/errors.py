@@ -204,7 +204,12 @@ def reading(path: Path) -> Iterator[None]:
 def nearest(word: str, legal: Iterable[str]) -> str:
     """A sentence naming the legal choice closest to `word`, and the others if they are few."""
     choices = sorted(legal)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    listed = ", ".join(choices) if len(choices) <= 24 else f"{', '.join(choices[:24])}, ..."
-    hint = f"Did you mean {close[0]}? " if close else ""
-    return f"{hint}Known: {listed}."
+    listed = choices if len(choices) <= 24 else [*choices[:24], "..."]
+    return f"{closest(word, choices)}Known: {', '.join(listed)}."
+
+
+def closest(word: str, choices: Iterable[str], prefix: str = "") -> str:
+    """The question whether the choice closest to `word` is meant, and a space; empty where none is
+    close. `prefix` is what all of them, and the word, have in common."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"Did you mean {prefix}{close[0]}? " if close else ""
