@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ftjob import __version__
 from ftjob.config import JobConfig, build
@@ -61,13 +61,16 @@ def load_config(folder: RunFolder) -> JobConfig:
         raise RunFolderError(f"{path}: cannot be read: {error}") from None
 
 
-def merge(folder: RunFolder, history: History) -> None:
-    """Write samples.jsonl: every journaled record once, in dataset order."""
-    with replaced(folder.file("samples.jsonl")) as beside, beside.open("wb") as file:
-        for line in raw_lines(history.entries):
-            file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+def merge(folder: RunFolder, history: History) -> BinaryIO:
+    """Write samples.jsonl: every journaled record once, in dataset order. Gives it to be read: by
+    its name there may be another one soon, where `report` looks on while the run ends."""
+    with replaced(folder.file("samples.jsonl")) as beside:
+        with beside.open("wb") as file:
+            for line in raw_lines(history.entries):
+                file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        return beside.open("rb")
 
 
 def read_samples(path: Path) -> Iterator[Json]:
@@ -77,6 +80,13 @@ def read_samples(path: Path) -> Iterator[Json]:
         RunFolderError: with file and line, for a damaged one.
     """
     with reading(path), path.open("rb") as file:
+        yield from _records(file, path)
+
+
+def _records(file: BinaryIO, path: Path) -> Iterator[Json]:
+    """The records of an open samples.jsonl, from its beginning."""
+    with reading(path):
+        file.seek(0)
         for number, line in enumerate(file, start=1):
             try:
                 yield json.loads(line)
@@ -97,15 +107,15 @@ class Score:
     rows_of_attempts: Mapping[int, int]
 
 
-def score_samples(task: Task, path: Path, history: History) -> Score:
-    """The score of a samples.jsonl. Memory does not grow with its rows."""
+def score_samples(task: Task, samples: Iterable[Json], history: History) -> Score:
+    """The score of all samples. Memory does not grow with their number."""
     counts = {"answered": 0, "skipped": 0, "failed": 0}
     first_failed: list[Json] = []
     first_skipped = ""
 
     def counted() -> Iterator[Json]:
         nonlocal first_skipped
-        for sample in read_samples(path):
+        for sample in samples:
             first_skipped = first_skipped or sample.get("skipped", "")
             given = "answered" if is_answer(sample) else "skipped"
             counts["failed" if sample["error"] is not None else given] += 1
@@ -150,12 +160,11 @@ def _rows(count: int) -> str:
 
 def collect(folder: RunFolder) -> Score:
     """Merge the journals into samples.jsonl and score it."""
-    history = read_history(folder)
-    merge(folder, history)
-    config = load_config(folder)
-    task = make_task(config)
-    export(folder, config, read_samples(folder.file("samples.jsonl")))
-    return score_samples(task, folder.file("samples.jsonl"), history)
+    history, path = read_history(folder), folder.file("samples.jsonl")
+    with merge(folder, history) as file:
+        config = load_config(folder)
+        export(folder, config, _records(file, path))
+        return score_samples(make_task(config), _records(file, path), history)
 
 
 def finish(folder: RunFolder, score: Score, now: datetime | None = None) -> Json:

@@ -111,9 +111,46 @@ def test_parent_of_many_runs(place: Place, copied: Path) -> None:
     assert re.search(r"^run +0 +1 +240 +acc 33\.3% +[\d,]+ +gpt2 +-$", done)
     assert tree(place.cwd) == before, "it only looks"
     assert "result RUNNING" in place("report", "a runs").expect(0).out
+    silent = {"heartbeat": (beats - timedelta(minutes=5)).isoformat()}
+    path = place.cwd / "a runs/status/rank0000.attempt1.json"
+    path.write_text(json.dumps(load(path) | silent), encoding="utf-8")
+    assert re.search(r"\na runs +137 +2 ", place("report", ".").expect(0).out)
     place("report", "a runs", "report.over=true").expect(137)
     (place.cwd / "empty").mkdir()
     place("report", "empty").expect(2, "is not a run folder", "none lies in it")
+
+
+# The run ends when the report has merged what there was till then: half of the rows.
+ENDING = """
+import os
+from pathlib import Path
+import ftjob.commands.report as report
+
+real, journal = report.collect, Path("run/journal/rank0000.attempt0.jsonl")
+
+def collect(folder):
+    whole = journal.read_bytes()
+    if Path("ended.json").exists():
+        journal.write_bytes(b"".join(whole.splitlines(True)[:121]))
+    found = real(folder)
+    if Path("ended.json").exists():
+        journal.write_bytes(whole)
+        os.replace("ended.json", "run/status/rank0000.attempt0.json")
+    return found
+
+report.collect = collect
+"""
+
+
+def test_a_run_that_ends_meanwhile(place: Place, copied: Path) -> None:
+    """What the run made of its end is not replaced by what was found before."""
+    before, status = tree(copied), copied / "status" / "rank0000.attempt0.json"
+    (place.cwd / "ended.json").write_bytes(status.read_bytes())
+    alive = {"code": None, "host": "elsewhere", "heartbeat": datetime.now(timezone.utc).isoformat()}
+    status.write_text(json.dumps(load(status) | alive), encoding="utf-8")
+    said = place.driver("ending", ENDING)("report", "run").expect(0).out
+    assert "result VALID" in said
+    assert tree(copied) == before
 
 
 def test_a_run_that_goes_on(place: Place, base: tuple[str, ...]) -> None:

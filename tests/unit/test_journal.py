@@ -47,7 +47,7 @@ def holds(history: History, rows: set[int]) -> bool:
 
 def answers(folder: RunFolder) -> list[tuple[int, str]]:
     """What counts, through samples.jsonl as a run makes it."""
-    merge(folder, read_history(folder))
+    merge(folder, read_history(folder)).close()
     return [(s["index"], s["output"]) for s in read_samples(folder.file("samples.jsonl"))]
 
 

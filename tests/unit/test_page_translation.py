@@ -7,6 +7,7 @@ page/translation_summary.txt is the recorded summary of `generated_run`, sacrebl
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from generated_run import translation_run
 from page_samples import HERE, parsed
 
 from ftjob.config import build
-from ftjob.results.folder import read_json_file
+from ftjob.results.exports import export
+from ftjob.results.folder import RunFolder, read_json_file, write_text
 from ftjob.results.page import render_terminal
-from ftjob.results.summary import Score, read_samples, verdict
+from ftjob.results.summary import Score, collect, read_samples, verdict
 from ftjob.tasks.base import Summary
 
 VERSION = re.compile(r"version:[\d.]+")
@@ -98,6 +100,22 @@ def test_the_terminal_says_so_too(run: tuple[Path, dict[str, Any]]) -> None:
     assert "95.40 output tokens/s over 5.00 s" in text
     assert "\npipeline bubble   40.0%\n" in text
     assert "predicted" not in text
+
+
+def test_the_score_is_of_what_was_merged(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though somebody who looks on by `report` puts what there was before in its place."""
+    folder = RunFolder(shutil.copytree(run[0], tmp_path / "run"))
+    before = collect(folder)
+
+    def then_replaced(*arguments: Any) -> None:
+        export(*arguments)
+        write_text(folder.file("samples.jsonl"), "")
+
+    monkeypatch.setattr("ftjob.results.summary.export", then_replaced)
+    assert collect(folder) == before
+    assert before.answered == 60
 
 
 @pytest.mark.parametrize(("least", "code"), [(83.9, 0), (84.1, 5)])
