@@ -32,7 +32,8 @@ EXIT_CODES: Mapping[int, str] = MappingProxyType(
         DONE: "done",
         BUG: "a bug of ftjob's, two attempts in a row without a new row, or broken devices",
         CONFIG_REFUSED: "configuration refused",
-        UNREADABLE: "checkpoint or data unreadable, or the run folder cannot be written",
+        UNREADABLE: "checkpoint or data unreadable, every row left out as too long, or the run "
+        "folder cannot be written",
         TOO_MANY_FAILED: "finished, but more failed requests than run.max_failed",
         BELOW_EXPECTATION: "below dataset.expect, or compare found other answers",
         DRAINED: "drained on request; run the same command again to go on",
@@ -161,20 +162,54 @@ def writing(path: Path) -> Iterator[None]:
     """What is written inside is `path`, of a run folder.
 
     Raises:
-        RunFolderError: where the disk is full or read-only, or fails, or nobody may write there.
+        RunFolderError: where the disk is full or read-only, or fails, or nobody may write there;
+            naming another file where the error does, which then was one to read.
     """
     try:
         yield
     except FileExistsError:  # somebody else's file: no fault of the disk
         raise
     except OSError as error:
+        name = error.filename
+        if isinstance(name, str) and not _is_to_write(Path(name), path):
+            raise unreadable(Path(name), error) from None
         raise RunFolderError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _is_to_write(name: Path, path: Path) -> bool:
+    """Whether who writes `path` also writes `name`: the file itself or a hidden one beside that
+    takes its place, and the folders they lie in."""
+    near = name.parent == path.parent and name.name.startswith(f".{path.name}.")
+    return near or name == path or name in path.parents
+
+
+def unreadable(path: Path, error: OSError) -> RunFolderError:
+    """What to raise where a file of a run folder cannot be read."""
+    return RunFolderError(f"{path}: cannot be read: {error.strerror or error}")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What is read inside is `path`, of a run folder.
+
+    Raises:
+        RunFolderError: where it cannot be.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def nearest(word: str, legal: Iterable[str]) -> str:
     """A sentence naming the legal choice closest to `word`, and the others if they are few."""
     choices = sorted(legal)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    listed = ", ".join(choices) if len(choices) <= 24 else f"{', '.join(choices[:24])}, ..."
-    hint = f"Did you mean {close[0]}? " if close else ""
-    return f"{hint}Known: {listed}."
+    listed = choices if len(choices) <= 24 else [*choices[:24], "..."]
+    return f"{closest(word, choices)}Known: {', '.join(listed)}."
+
+
+def closest(word: str, choices: Iterable[str], prefix: str = "") -> str:
+    """The question whether the choice closest to `word` is meant, and a space; empty where none is
+    close. `prefix` is what all of them, and the word, have in common."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"Did you mean {prefix}{close[0]}? " if close else ""

@@ -150,7 +150,7 @@ class Rank:
             raise self.signals.stopped()
         if not self.signals.draining:
             self.handout.step()
-            self.status.dataset = self.feed.name, self.feed.total
+            self.status.dataset = self.feed.name, self.feed.total, self.feed.exhausted
             if self.feed.exhausted:
                 self.progress.set_total(self.feed.wanted)
         else:

@@ -62,14 +62,15 @@ class DeviceState:
 
 @dataclass
 class RankStatus:
-    """What a rank's status file says. `rows` and `failed` count what its journal holds."""
+    """What a rank's status file says. `rows` and `failed` count what its journal holds; `dataset`
+    is a name, the rows passed so far, and whether these are all."""
 
     folder: RunFolder
     phases: Phases
     devices: Sequence[DeviceState]
     rows: int = 0
     failed: int = 0
-    dataset: tuple[str, int] = ("", 0)
+    dataset: tuple[str, int, bool] = ("", 0, False)
     started: str = field(default_factory=lambda: now())
 
     def write(self, cause: Cause | None, code: int | None) -> None:
@@ -100,7 +101,7 @@ class RankStatus:
                 "born": born("self"),
                 "rows": self.rows,
                 "failed": self.failed,
-                "dataset": {"name": self.dataset[0], "total": self.dataset[1]},
+                "dataset": dict(zip(("name", "total", "whole"), self.dataset, strict=True)),
                 "elapsed_s": round(phases.now(), 3),
                 "phases": phases.as_list(),
                 "devices": [self._facts(device) for device in self.devices],

@@ -48,6 +48,13 @@ ftjob_begin() {
 # Which status.json lies there: it is replaced, never changed.
 ftjob_mark() { stat -c '%i %y' -- "$ftjob_run/status.json" 2>/dev/null || true; }
 
+# The code in a status.json that is new; none in one that a report made while the ranks ran.
+ftjob_code() {
+  if [[ $(ftjob_mark) != "$ftjob_before" ]]; then
+    sed -n 's/^  "code": \([0-9][0-9]*\),$/\1/p' "$ftjob_run/status.json"
+  fi
+}
+
 # How many status files the attempts have left there.
 ftjob_attempts() {
   { find "$ftjob_run/status" -name 'rank*.json' 2>/dev/null || true; } | wc -l
@@ -74,11 +81,10 @@ ftjob_end() {
   local code=$1 said=''
   shift
   if [[ $(ftjob_attempts) != "$ftjob_held" ]]; then
-    if [[ $(ftjob_mark) == "$ftjob_before" ]]; then
-      "$@" report "$ftjob_run" report.over=true >/dev/null || true # rank 0 died before it could merge
-    fi
-    if [[ $(ftjob_mark) != "$ftjob_before" ]]; then
-      said=$(sed -n 's/^  "code": \([0-9][0-9]*\),$/\1/p' "$ftjob_run/status.json")
+    said=$(ftjob_code)
+    if [[ -z $said ]]; then # rank 0 died before it could merge
+      "$@" report "$ftjob_run" report.over=true >/dev/null || true
+      said=$(ftjob_code)
     fi
   fi
   code=${said:-$code}

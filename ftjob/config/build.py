@@ -16,7 +16,7 @@ from ftjob.config.dataset import check_dataset
 from ftjob.config.groups import JobConfig, check_fields_together
 from ftjob.config.keys import Key, keys_of, union_options
 from ftjob.config.shape import check_model_shape
-from ftjob.errors import ConfigError, nearest
+from ftjob.errors import ConfigError, closest, nearest
 
 T = TypeVar("T")
 LONGEST = 200  # characters of a value that a message shows
@@ -44,7 +44,10 @@ def build_group(group: type[T], values: Mapping[str, Any], prefix: str) -> T:
     arguments: dict[str, Any] = {}
     for name, value in values.items():
         if name not in names:
-            raise ConfigError(f"{prefix}{name}={_show(value)}: no such key. {nearest(name, names)}")
+            raise ConfigError(
+                f"{prefix}{name}={_show(value)}: no such key. {closest(name, names, prefix)}"
+                f"Known: {', '.join(f'{prefix}{n}' for n in names)}."
+            )
         kind = hints[name]
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             if not isinstance(value, Mapping):

@@ -14,7 +14,7 @@ from ftjob.config.build import build
 from ftjob.config.groups import GROUPS, JobConfig
 from ftjob.config.keys import Key, keys_of, union_options
 from ftjob.config.old_settings import names
-from ftjob.errors import ConfigError, nearest
+from ftjob.errors import ConfigError, closest, nearest
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -112,7 +112,7 @@ def _checked(text: str, override: Override, config_dirs: Sequence[str]) -> str:
         return f"++{text.lstrip('+')}"  # open mappings such as dataset.expect take any name
     if (old := name.split(".")[-1]) in names():
         raise ConfigError(f"{text}: {_new_name(old)}")
-    raise ConfigError(f"{text}: no such key. {nearest(name, _siblings(name, leaves))}")
+    raise ConfigError(f"{text}: no such key. {_known(name, list(leaves))}")
 
 
 def _new_name(old: str) -> str:
@@ -156,8 +156,13 @@ def _as_written(text: str, override: Override, leaf: Key) -> str:
     return text
 
 
-def _siblings(name: str, leaves: dict[str, Any]) -> list[str]:
-    """Keys of the same group if the group exists, else all keys and groups."""
-    group = name.split(".")[0]
-    same = [leaf for leaf in leaves if leaf.startswith(f"{group}.")]
-    return same or [*GROUPS, *leaves]
+def _known(name: str, leaves: Sequence[str]) -> str:
+    """What there is in place of an unknown key: the keys of its group or, where there is no such
+    group, any key or group, with the groups listed."""
+    words = name.split(".")
+    for depth in range(len(words), 0, -1):
+        group = f"{'.'.join(words[:depth])}."
+        if same := [leaf for leaf in leaves if leaf.startswith(group)]:
+            ends = [leaf.removeprefix(group) for leaf in same]
+            return f"{closest('.'.join(words[depth:]), ends, group)}Known: {', '.join(same)}."
+    return f"{closest(name, [*GROUPS, *leaves])}Known groups: {', '.join(GROUPS)}."

@@ -8,7 +8,7 @@ decisions without asking. `loop` does to tensors what is decided here. Standard 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ftjob.batching import Chunk, widest
 from ftjob.plan_generation import Generation
@@ -19,7 +19,8 @@ from ftjob.tasks.base import GenerateRequest, Request
 class Cohort:
     """A chunk at work. `rows` are its requests in their order now, `entered` of them at first. In
     the cache each has `prefix` columns for the longest prompt, `source` ones for the longest
-    source, and `cells` columns in all. `steps` tokens have been made of each row."""
+    source, and `cells` columns in all. `steps` tokens have been made of each row, and `_bounds`
+    are the steps at which the first and the last row is spent."""
 
     sequence: int
     beams: int
@@ -29,6 +30,25 @@ class Cohort:
     source: int
     cells: int
     steps: int = 0
+    _bounds: tuple[int, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.hold(self.rows)
+
+    def hold(self, rows: list[GenerateRequest]) -> None:
+        """From now on these are the rows."""
+        self.rows = rows
+        limits = [row.max_new_tokens for row in rows]
+        self._bounds = min(limits, default=0), max(limits, default=0)
+
+    @property
+    def spent(self) -> list[bool]:
+        """Which rows have all the tokens they may get. In most steps none has or all have, and
+        then no row is looked at."""
+        first, last = self._bounds
+        if not first <= self.steps < last:
+            return [self.steps >= last] * len(self.rows)
+        return [row.max_new_tokens <= self.steps for row in self.rows]
 
     @property
     def lanes(self) -> int:
@@ -138,7 +158,10 @@ class Books:
     @property
     def spent(self) -> list[bool]:
         """Which rows at work have all the tokens they may get."""
-        return [row.max_new_tokens <= c.steps for c in self.cohorts for row in c.rows]
+        found: list[bool] = []
+        for cohort in self.cohorts:
+            found += cohort.spent
+        return found
 
     def leave(self, finished: Sequence[bool]) -> Left:
         """Take the finished ones of the first rows out. In each cohort the last rows fill the gaps;
@@ -159,6 +182,6 @@ class Books:
             places = [origin.get(i, i) for i in range(len(stay))]
             left.order.extend(first + i for i in places)
             first += len(cohort.rows)
-            cohort.rows = [cohort.rows[i] for i in places]
+            cohort.hold([cohort.rows[i] for i in places])
         self.cohorts = [c for c in self.cohorts if c.rows]
         return left

@@ -6,12 +6,14 @@ the same beginning and end as slurm/run.sh (slurm/job.sh). `launch/attend.py` fo
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -150,9 +152,12 @@ def submit(
     attempts = len(folder.attempts())
     executor = SlurmExecutor(folder.path / SUBMISSION / "%j", max_num_timeout=0)
     executor.update_parameters(**parameters(config, folder.path))
+    printed = io.StringIO()  # what sbatch said where it refused submitit prints and raises
     try:
-        job = executor.submit(RankTask(tuple(arguments)))
+        with redirect_stderr(printed):
+            job = executor.submit(RankTask(tuple(arguments)))
     except (FailedJobError, FailedSubmissionError) as error:
         said = " ".join(str(error).split())
         raise ConfigError(f"cluster=slurm: Slurm refused the job: {said}") from None
+    sys.stderr.write(printed.getvalue())
     return Submitted(str(job.job_id), folder, attempts, config.dataset.limit)

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ftjob.errors import unreadable
 from ftjob.keyset import key_number
 
 COLUMNS = ("index", "key", "file", "start", "stop", "failed")
@@ -83,13 +84,20 @@ def first_of_each(parts: Sequence[Entries]) -> Entries:
 
 def raw_lines(entries: Entries) -> Iterator[bytes]:
     """The records' lines, in the order of `entries`. Read, not mapped: a map's pages would count as
-    this process's memory."""
+    this process's memory.
+
+    Raises:
+        RunFolderError: for a file that cannot be read.
+    """
     opened: dict[int, int] = {}
+    number = 0
     try:
         for number, start, stop in zip(entries.file, entries.start, entries.stop, strict=True):
             if number not in opened:
                 opened[number] = os.open(entries.files[number], os.O_RDONLY)
             yield os.pread(opened[number], stop - start, start)
+    except OSError as error:
+        raise unreadable(entries.files[number], error) from None
     finally:
         for handle in opened.values():
             os.close(handle)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ftjob.config import JobConfig
 from ftjob.config.dataset import file_kind
+from ftjob.errors import writing
 from ftjob.results.folder import RunFolder, replaced
 from ftjob.results.openai_files import error_line, is_answered, output_line, requests_of
 
@@ -54,9 +55,9 @@ def _batch_files(folder: RunFolder, samples: Iterable[Json]) -> Iterator[Json]:
                         files[name] = stack.enter_context(beside.open("w", encoding="utf-8"))
                 answered = is_answered(request)
                 line = output_line(request, created) if answered else error_line(request)
-                files[OUTPUT if answered else ERRORS].write(
-                    json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-                )
+                name = OUTPUT if answered else ERRORS
+                with writing(folder.file(name)):
+                    files[name].write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             yield sample
 
 

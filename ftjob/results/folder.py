@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ftjob.errors import ResumeRefused, RunFolderError, writing
+from ftjob.errors import ResumeRefused, RunFolderError, reading, writing
 
 SUBMISSION = "submit"  # the subfolder of what belongs to a submission: batch script, its output
 
@@ -75,7 +75,7 @@ def claim_attempt(folder: RunFolder, rank: int, attempt: int) -> bool:
             "born": born("self"),
             "rows": 0,
             "failed": 0,
-            "dataset": {"name": "", "total": 0},
+            "dataset": {"name": "", "total": 0, "whole": False},
             "elapsed_s": 0.0,
             "phases": [],
             "devices": [],
@@ -112,9 +112,8 @@ def read_json_file(path: Path) -> dict[str, Any]:
         RunFolderError: naming the file, where it is absent or damaged.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from None
+        with reading(path):
+            value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunFolderError(f"{path}: is damaged: {error}") from None
     if not isinstance(value, dict):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftjob.errors import RunFolderError, writing
+from ftjob.errors import RunFolderError, reading, writing
 from ftjob.results.entries import Entries, first_of_each
 from ftjob.results.folder import RunFolder, sync_folder
 from ftjob.results.journal_index import IndexWriter, read_index
@@ -46,7 +46,7 @@ class JournalWriter:
             # "x": an attempt's file is never written by anybody else; unbuffered: what a full disk
             # did not take is not tried again
             self._file = path.open("xb", buffering=0)
-            self._index = IndexWriter(path)
+        self._index = IndexWriter(path)
         header = {
             "journal": VERSION,
             "attempt": attempt,
@@ -62,8 +62,7 @@ class JournalWriter:
         """Write, flush and sync the records as one piece."""
         lines, start = [_line(record) for record in records], self._size
         self._write(lines)
-        with writing(self._path):
-            self._index.add(records, lines, start)
+        self._index.add(records, lines, start)
 
     def _write(self, lines: Sequence[bytes]) -> None:
         whole = b"".join(lines)
@@ -95,7 +94,7 @@ def scan(path: Path, limit: int | None) -> Scan:
     entries.files.append(path)
     header: dict[str, Any] | None = None
     at = number = 0
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         size = size if limit is None else min(limit, size)
         while at < size:

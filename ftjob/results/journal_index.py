@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from zlib import crc32
 
+from ftjob.errors import writing
 from ftjob.keyset import key_number
 from ftjob.results.entries import Entries
 
@@ -31,7 +32,9 @@ class IndexWriter:
     """Appends blocks. They need not be on disk before anything else is."""
 
     def __init__(self, journal: Path) -> None:
-        self._file = index_path(journal).open("wb", buffering=0)
+        self._path = index_path(journal)
+        with writing(self._path):
+            self._file = self._path.open("wb", buffering=0)
 
     def add(self, records: Sequence[dict[str, Any]], lines: Sequence[bytes], start: int) -> None:
         """The block of records whose lines begin at byte `start` of the journal."""
@@ -43,7 +46,8 @@ class IndexWriter:
             failed = record["error"] is not None
             packed += RECORD.pack(record["index"], key_number(record["key"]), at, failed)
         checksum = crc32(b"".join(lines), crc32(packed))
-        self._file.write(BLOCK.pack(len(records), checksum) + packed)
+        with writing(self._path):
+            self._file.write(BLOCK.pack(len(records), checksum) + packed)
 
     def close(self) -> None:
         """Close the file."""

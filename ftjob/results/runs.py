@@ -46,7 +46,8 @@ def _row(run: RunFolder, now: datetime) -> list[str]:
     rows, score, model = str(sum(s["rows"] for s in status["ranks"])), "-", "-"
     path = run.file("results.json")
     results: dict[str, Any] = read_json_file(path) if path.is_file() else {}
-    if results and results["attempts"][-1]["attempt"] == status["attempt"]:
+    told = results and results["code"] is not None  # else a report that was made on the way
+    if told and results["attempts"][-1]["attempt"] == status["attempt"]:
         code, cause, speed = results["code"], results["cause"], results["throughput"]
         (figures,) = results["results"].values()
         rows = str(figures["sample_len"])

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ftjob import __version__
 from ftjob.config import JobConfig, build
@@ -22,8 +22,10 @@ from ftjob.errors import (
     BELOW_EXPECTATION,
     DONE,
     TOO_MANY_FAILED,
+    UNREADABLE,
     ConfigError,
     RunFolderError,
+    reading,
 )
 from ftjob.pipeline import wanted_share
 from ftjob.results.entries import raw_lines
@@ -59,13 +61,16 @@ def load_config(folder: RunFolder) -> JobConfig:
         raise RunFolderError(f"{path}: cannot be read: {error}") from None
 
 
-def merge(folder: RunFolder, history: History) -> None:
-    """Write samples.jsonl: every journaled record once, in dataset order."""
-    with replaced(folder.file("samples.jsonl")) as beside, beside.open("wb") as file:
-        for line in raw_lines(history.entries):
-            file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+def merge(folder: RunFolder, history: History) -> BinaryIO:
+    """Write samples.jsonl: every journaled record once, in dataset order. Gives it to be read: by
+    its name there may be another one soon, where `report` looks on while the run ends."""
+    with replaced(folder.file("samples.jsonl")) as beside:
+        with beside.open("wb") as file:
+            for line in raw_lines(history.entries):
+                file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        return beside.open("rb")
 
 
 def read_samples(path: Path) -> Iterator[Json]:
@@ -74,15 +79,19 @@ def read_samples(path: Path) -> Iterator[Json]:
     Raises:
         RunFolderError: with file and line, for a damaged one.
     """
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    raise RunFolderError(f"{path}: line {number} is damaged") from None
-    except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from None
+    with reading(path), path.open("rb") as file:
+        yield from _records(file, path)
+
+
+def _records(file: BinaryIO, path: Path) -> Iterator[Json]:
+    """The records of an open samples.jsonl, from its beginning."""
+    with reading(path):
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise RunFolderError(f"{path}: line {number} is damaged") from None
 
 
 @dataclass(frozen=True)
@@ -94,16 +103,20 @@ class Score:
     skipped: int
     failed: int
     first_failed: list[Json]
+    first_skipped: str
     rows_of_attempts: Mapping[int, int]
 
 
-def score_samples(task: Task, path: Path, history: History) -> Score:
-    """The score of a samples.jsonl. Memory does not grow with its rows."""
+def score_samples(task: Task, samples: Iterable[Json], history: History) -> Score:
+    """The score of all samples. Memory does not grow with their number."""
     counts = {"answered": 0, "skipped": 0, "failed": 0}
     first_failed: list[Json] = []
+    first_skipped = ""
 
     def counted() -> Iterator[Json]:
-        for sample in read_samples(path):
+        nonlocal first_skipped
+        for sample in samples:
+            first_skipped = first_skipped or sample.get("skipped", "")
             given = "answered" if is_answer(sample) else "skipped"
             counts["failed" if sample["error"] is not None else given] += 1
             if sample["error"] is not None and len(first_failed) < SHOWN_FAILURES:
@@ -112,31 +125,46 @@ def score_samples(task: Task, path: Path, history: History) -> Score:
 
     summary = task.summarise(counted())
     return Score(
-        summary, **counts, first_failed=first_failed, rows_of_attempts=history.rows_of_attempts()
+        summary,
+        **counts,
+        first_failed=first_failed,
+        first_skipped=first_skipped,
+        rows_of_attempts=history.rows_of_attempts(),
     )
 
 
-def verdict(config: JobConfig, values: dict[str, float], failed: int) -> tuple[int, str | None]:
+def verdict(config: JobConfig, score: Score) -> tuple[int, str | None]:
     """The exit code of a run that reached its end, and its reason."""
-    if failed > config.run.max_failed:
-        rows = "1 row" if failed == 1 else f"{failed} rows"
-        return TOO_MANY_FAILED, f"{rows} failed, run.max_failed is {config.run.max_failed}"
+    if score.failed > config.run.max_failed:
+        failed = f"{_rows(score.failed)} failed"
+        return TOO_MANY_FAILED, f"{failed}, run.max_failed is {config.run.max_failed}"
+    if score.skipped and not score.answered:
+        bound = "dataset.max_source_tokens"
+        change = "raise it" if bound in score.first_skipped else "lower decode.max_new_tokens"
+        return UNREADABLE, (
+            f"no row was answered: {_rows(score.skipped)} left out as too long "
+            f"(dataset.too_long=skip). The first one, {score.first_skipped}: {change}, or cut rows "
+            "off with dataset.too_long=truncate, in another run.dir"
+        )
     for name, least in config.dataset.expect.items():
-        value = values.get(name)
+        value = score.summary.values.get(name)
         if value is None or value < least:
             found = "was not computed" if value is None else f"is {value:.6g}"
             return BELOW_EXPECTATION, f"{name} {found}, dataset.expect asks for {least:g}"
     return DONE, None
 
 
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
+
+
 def collect(folder: RunFolder) -> Score:
     """Merge the journals into samples.jsonl and score it."""
-    history = read_history(folder)
-    merge(folder, history)
-    config = load_config(folder)
-    task = make_task(config)
-    export(folder, config, read_samples(folder.file("samples.jsonl")))
-    return score_samples(task, folder.file("samples.jsonl"), history)
+    history, path = read_history(folder), folder.file("samples.jsonl")
+    with merge(folder, history) as file:
+        config = load_config(folder)
+        export(folder, config, _records(file, path))
+        return score_samples(make_task(config), _records(file, path), history)
 
 
 def finish(folder: RunFolder, score: Score, now: datetime | None = None) -> Json:
@@ -149,9 +177,11 @@ def finish(folder: RunFolder, score: Score, now: datetime | None = None) -> Json
     status = merged_status(folder, now)
     code, cause = status["code"], cause_text(status["cause"])
     if code == DONE:
-        code, cause = verdict(config, score.summary.values, score.failed)
+        code, cause = verdict(config, score)
     results = _results(folder, config, make_task(config), score, status)
     results.update(code=code, cause=cause)
+    if code is None:
+        results["progress"] = _progress(config, score, status["ranks"])
     write_json(folder.file("results.json"), results)
     write_json(folder.file("status.json"), status | {"code": code, "cause": cause})
     return results
@@ -178,8 +208,7 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
     wanted = None if generates else wanted_share(config.dataset)
     bubble = pipeline_facts(ranks, plan["model"], wanted)
     last, summary = ranks[-1], score.summary
-    # an attempt that died early has not seen the data set; one before it may have
-    dataset = max((s["dataset"] for s in ranks), key=lambda d: int(d["total"]))
+    dataset = _dataset(ranks)
     figures: Json = {"alias": task.name}
     for name, value in summary.values.items():
         figures[f"{name},none"] = value
@@ -247,6 +276,24 @@ def _results(folder: RunFolder, config: JobConfig, task: Task, score: Score, sta
         "charts": summary.charts,
         "tables": summary.tables,
     }
+
+
+def _dataset(ranks: list[Json]) -> Json:
+    """What is known of the data set: an attempt that died early has not seen it, one before it may
+    have."""
+    found: Json = max(
+        (s["dataset"] for s in ranks), key=lambda d: (d["total"], d.get("whole", False))
+    )
+    return found
+
+
+def _progress(config: JobConfig, score: Score, ranks: list[Json]) -> Json:
+    """How far a run is that goes on: rows done, of how many, once its data set was read through."""
+    dataset, limit = _dataset(ranks), config.dataset.limit
+    wanted = dataset["total"] if limit is None else min(limit, dataset["total"])
+    known = dataset.get("whole") or wanted == limit
+    done = score.answered + score.skipped + score.failed
+    return {"done": done, "of": wanted if known else None}
 
 
 def _notes(model: Json, config: JobConfig) -> list[str]:

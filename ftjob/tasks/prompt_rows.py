@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ftjob.config.groups import DatasetConfig
@@ -16,7 +16,7 @@ from ftjob.errors import DataError, nearest
 from ftjob.tasks import openai_batch
 from ftjob.tasks.base import Row
 from ftjob.tasks.options import ARRAYS, OWN, own_options
-from ftjob.tasks.values import check_unique, json_value, own_id, text_problem
+from ftjob.tasks.values import check_unique, field_names, json_value, own_id, text_problem
 
 IDS = "prompt_ids"
 
@@ -37,13 +37,27 @@ class PromptMaker:
         names = list(names)
         check_unique(names, where)
         if self._column not in names and IDS not in names:
-            raise DataError(
-                f"{where}: no column {self._column!r} (dataset.column) and no {IDS!r}. "
-                f"{nearest(self._column, names)}"
-            )
+            raise DataError(self._no_prompt(where, "column", names))
         for name in names:
             if name not in self._known:
                 raise DataError(f"{where}: no such option: {name!r}. {nearest(name, self._known)}")
+
+    def check_fields(self, records: Sequence[Mapping[str, Any]], where: str) -> None:
+        """Refuse JSONL of which these first rows have no prompt, and are no requests of OpenAI's.
+
+        Raises:
+            DataError: naming the fields, and what there is.
+        """
+        names = field_names(records)
+        asked = any(map(openai_batch.is_request, records))
+        if not asked and self._column not in names and IDS not in names:
+            raise DataError(self._no_prompt(where, "field", names))
+
+    def _no_prompt(self, where: str, kind: str, names: Sequence[str]) -> str:
+        return (
+            f"{where}: no {kind} {self._column!r} (dataset.column) and no {IDS!r}. "
+            f"{nearest(self._column, names)}"
+        )
 
     def columns(self, names: Iterable[str], nested: bool) -> list[str]:
         """Those of a table's columns that are read: all."""

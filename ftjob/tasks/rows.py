@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,12 +21,13 @@ from ftjob.tasks.files import BOM, absent, guarded, open_data, text_lines
 from ftjob.tasks.ids import Ids, doubled_id
 from ftjob.tasks.pairs import check_pair, pair_rows, sacrebleu_files
 from ftjob.tasks.prompt_rows import PromptMaker
-from ftjob.tasks.values import RowMaker
+from ftjob.tasks.values import RowMaker, json_value
 
 SHIPPED: Mapping[str, str] = MappingProxyType(
     {"lambada_test": "lambada_test.jsonl.gz", "captions_en_de": "captions_en_de.jsonl"}
 )
 DEMO = Path(__file__).resolve().parent.parent / "demo"
+LOOKED_AT = 8  # of JSONL's first rows, of which one must have the fields that the task reads
 FIELD_LIMIT = 1 << 30  # the csv module's own limit of 128 KiB is less than a long document
 
 
@@ -79,8 +81,9 @@ class RowSource:
 
         Raises:
             DataError: for a file that is absent, empty or whose ending names no format, for a
-                column that is not there, for an id that two rows have, for two files of different
-                lengths, for a set that is not to be had.
+                column that is not there or a field that none of JSONL's first rows has, for an id
+                that two rows have, for two files of different lengths, for a set that is not to
+                be had.
         """
         pair = self._pair() if self.dataset.hub is None else None
         if pair is not None:
@@ -90,9 +93,19 @@ class RowSource:
         if pair is None and self.dataset.hub is None:
             reader, path = self._reader()
             if reader == self._jsonl:
+                self._check_fields(path)
                 self._check_ids(lambda: self._ids(path))
             elif self.dataset.task == "prompts":
                 self._check_ids(lambda: ((r.line, r.id) for r in self._all() if r.id is not None))
+
+    def _check_fields(self, path: Path) -> None:
+        first = islice(_json_lines(path), min(LOOKED_AT, self.dataset.limit or LOOKED_AT))
+        values = [(line, json_value(raw)[0]) for line, raw in first]
+        records = [(line, value) for line, value in values if isinstance(value, dict)]
+        if records:
+            start, stop = records[0][0], records[-1][0]
+            where = f"line {start}" if start == stop else f"lines {start} to {stop}"
+            self._maker.check_fields([value for _, value in records], f"{path}: {where}")
 
     def _check_ids(self, ids: Ids) -> None:
         doubled = doubled_id(ids)

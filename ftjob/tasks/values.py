@@ -52,14 +52,26 @@ class RowMaker:
         """
         names = list(names)
         check_unique([name for name in names if name in self.columns(names, nested)], where)
+        self._check_names(names, where, nested, "column")
+
+    def check_fields(self, records: Sequence[Mapping[str, Any]], where: str) -> None:
+        """Refuse JSONL of which these first rows have none of the fields.
+
+        Raises:
+            DataError: naming the field, its key and the fields that there are.
+        """
+        nested = any(isinstance(record.get(self._column), Mapping) for record in records)
+        self._check_names(field_names(records), where, nested, "field")
+
+    def _check_names(self, names: Sequence[str], where: str, nested: bool, kind: str) -> None:
         if self._column not in names:
             raise DataError(
-                f"{where}: no column {self._column!r} (dataset.column). "
+                f"{where}: no {kind} {self._column!r} (dataset.column). "
                 f"{nearest(self._column, names)}"
             )
         if self._target is not None and not nested and self._target not in names:
             raise DataError(
-                f"{where}: no column {self._target!r} (dataset.target_column). "
+                f"{where}: no {kind} {self._target!r} (dataset.target_column). "
                 f"{nearest(self._target, names)} {NO_REFERENCES}."
             )
 
@@ -140,6 +152,12 @@ def check_unique(names: Sequence[str], where: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"{where}: {names.count(name)} columns are called {name!r}")
+
+
+def field_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the fields that any of the records has, printable."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return [name.encode("utf-8", "backslashreplace").decode("utf-8") for name in names]
 
 
 def translation_row(

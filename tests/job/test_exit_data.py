@@ -59,6 +59,7 @@ FILES = {
     "hostile.jsonl": b"\n".join([SOUND, *(x for bad in HOSTILE for x in (bad, SOUND))]),
     "array.json": b'\n[\n{"text": "one two"},\n{"text": "one two"}]\n',
     "other.jsonl": b'{"passage": "one two three"}\n' * 3,
+    "short.jsonl": b'{"text": "alone"}\n' * 3,
     "named.jsonl": b"\n".join(b'{"id": "row-%d", %s' % (i, SOUND[1:]) for i in range(3)),
     "doubled.jsonl": jsonl(2, id="same"),
     "rows.csv": "\r\n".join(["n,passage", *(f'{i},"{t}"' for i, t in enumerate(TEXTS))]).encode(),
@@ -77,6 +78,7 @@ UNREADABLE = {
     "doubled.jsonl": ["id 'same' is on line 1 and again on line 2"],
     "torn.jsonl.gz": ["cannot be read to its end"],
     "columns.csv": ["no column 'text'", "passage"],
+    "other.jsonl": ["lines 1 to 3: no field 'text' (dataset.column)", "Known: passage."],
     "empty.jsonl": ["holds no rows"],
     "array.json": ["line 2: begins a JSON array", "JSON Lines"],
     "folder": ["dataset.path=folder: is a folder"],
@@ -160,9 +162,9 @@ def test_hostile_rows_are_records(ran: Ran) -> None:
     assert [s["error"] is None for s in samples] == [True, False, True, False, True]
 
 
-def test_wrong_field_everywhere(ran: Ran) -> None:
-    ran[1]["other.jsonl"].expect(4, "3 rows failed", "no field 'text' (found: passage)")
-    run = ran[0] / "runs" / "other.jsonl"
+def test_every_row_bad(ran: Ran) -> None:
+    ran[1]["short.jsonl"].expect(4, "3 rows failed", "no space before a last word")
+    run = ran[0] / "runs" / "short.jsonl"
     assert (run / "report.html").is_file()
     assert "acc,none" not in load(run / "results.json")["results"]["lambada"]
 

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from harness import CLI, Place, load, tree
+from harness import CLI, ROWS, SLOW, Place, ended, journal, load, tree, wait_for
 
 pytestmark = pytest.mark.timeout(30)
 RECORD = {
@@ -110,7 +110,67 @@ def test_parent_of_many_runs(place: Place, copied: Path) -> None:
     assert re.search(r"^c torn +\? .* no attempt has left a status", torn)
     assert re.search(r"^run +0 +1 +240 +acc 33\.3% +[\d,]+ +gpt2 +-$", done)
     assert tree(place.cwd) == before, "it only looks"
-    assert "still runs" in place("report", "a runs").expect(0).out
+    assert "result RUNNING" in place("report", "a runs").expect(0).out
+    silent = {"heartbeat": (beats - timedelta(minutes=5)).isoformat()}
+    path = place.cwd / "a runs/status/rank0000.attempt1.json"
+    path.write_text(json.dumps(load(path) | silent), encoding="utf-8")
+    assert re.search(r"\na runs +137 +2 ", place("report", ".").expect(0).out)
     place("report", "a runs", "report.over=true").expect(137)
     (place.cwd / "empty").mkdir()
     place("report", "empty").expect(2, "is not a run folder", "none lies in it")
+
+
+# The run ends when the report has merged what there was till then: half of the rows.
+ENDING = """
+import os
+from pathlib import Path
+import ftjob.commands.report as report
+
+real, journal = report.collect, Path("run/journal/rank0000.attempt0.jsonl")
+
+def collect(folder):
+    whole = journal.read_bytes()
+    if Path("ended.json").exists():
+        journal.write_bytes(b"".join(whole.splitlines(True)[:121]))
+    found = real(folder)
+    if Path("ended.json").exists():
+        journal.write_bytes(whole)
+        os.replace("ended.json", "run/status/rank0000.attempt0.json")
+    return found
+
+report.collect = collect
+"""
+
+
+def test_a_run_that_ends_meanwhile(place: Place, copied: Path) -> None:
+    """What the run made of its end is not replaced by what was found before."""
+    before, status = tree(copied), copied / "status" / "rank0000.attempt0.json"
+    (place.cwd / "ended.json").write_bytes(status.read_bytes())
+    alive = {"code": None, "host": "elsewhere", "heartbeat": datetime.now(timezone.utc).isoformat()}
+    status.write_text(json.dumps(load(status) | alive), encoding="utf-8")
+    said = place.driver("ending", ENDING)("report", "run").expect(0).out
+    assert "result VALID" in said
+    assert tree(copied) == before
+
+
+def test_a_run_that_goes_on(place: Place, base: tuple[str, ...]) -> None:
+    """How far it is, of all rows as soon as they have been read; the run makes its own report."""
+    often = f"{SLOW}\nimport ftjob.rank\nftjob.rank.HEARTBEAT_S = 0.1"
+    going = place.driver("slow", often).start(*base, "batch.max_tokens=256", "run.dir=run")
+    state, run = {}, place.cwd / "run"
+
+    def read_through() -> bool:
+        path = run / "status/rank0000.attempt0.json"
+        state.update(load(path) if path.exists() else {})
+        return bool(state) and state["dataset"]["whole"] and state["rows"] > 0
+
+    wait_for(read_through, going)
+    said = place("report", "run").expect(0).out
+    assert "result RUNNING" in said
+    assert f"still runs, as process {going.pid} of" in said
+    (done,) = re.findall(rf"^running +(\d+) of {ROWS} rows are done$", said, re.MULTILINE)
+    assert state["rows"] <= int(done) < ROWS
+    assert load(run / "results.json")["code"] is None
+    ended(going).expect(0)
+    assert len(journal(run, 0)) == ROWS
+    assert "progress" not in load(run / "results.json")

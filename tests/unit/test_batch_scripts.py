@@ -186,6 +186,12 @@ def test_an_older_status_does_not_count(desk: Desk) -> None:
     assert code == 124, "what the other ranks left, merged now"
 
 
+def test_what_was_reported_on_the_way_is_no_end(desk: Desk) -> None:
+    """Somebody looked on, by `report`, before rank 0 died without a word."""
+    code, _ = desk.run("run.sh", FAKE_STATUS="null", FAKE_CODE="137", FAKE_REPORT="124")
+    assert code == 124
+
+
 def test_an_end_without_a_folder(desk: Desk) -> None:
     """Refused: nothing was made, srun's code is all there is."""
     desk.fake("srun", f"{TELLS}exit 2\n")

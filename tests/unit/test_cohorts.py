@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -184,3 +185,53 @@ def test_the_cache_is_never_outgrown(seed: int) -> None:
         books.leave([c.steps == r.max_new_tokens for c in books.cohorts for r in c.rows])
     assert rows > 50 or slots == 1
     assert fullest > 1 or slots == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_spent_rows_are_those_with_all_their_tokens(seed: int) -> None:
+    """At every step, whoever has entered and left before; cohorts may step and leave apart."""
+    made = random.Random(seed)
+    books = books_of(12, 2, AMPLE, seq2seq=bool(seed % 2))
+    met = set()
+    for sequence in range(200):
+        if books.free and made.random() < 0.3:
+            count = made.randint(1, books.free)
+            same = made.random() < 0.5
+            sizes = [(made.randint(1, 9), 4 if same else made.randint(1, 9)) for _ in range(count)]
+            books.enter(chunk(sequence, *sizes))
+            books.activate()
+        books.advance(made.randint(0, len(books.cohorts)))
+        plain = [r.max_new_tokens <= c.steps for c in books.cohorts for r in c.rows]
+        assert books.spent == plain
+        met |= set(plain)
+        if made.random() < 0.5:
+            ended = [made.random() < 0.1 for _ in plain]
+            books.leave([a or b for a, b in zip(plain, ended, strict=True)])
+    assert met == {False, True}
+
+
+def test_a_step_at_which_no_row_is_spent_looks_at_none() -> None:
+    looked = []
+
+    class Watched(GenerateRequest):
+        def __getattribute__(self, name: str) -> Any:
+            looked.append(name)
+            return super().__getattribute__(name)
+
+    rows = [Watched(Row(i, i + 1, b"", ""), f"k{i}", [0], new) for i, new in enumerate((3, 5, 5))]
+    books = books_of(4, 1, AMPLE, seq2seq=True)
+    books.enter(Chunk(0, tuple(rows)))
+    books.activate()
+    expected = [[False] * 3] * 2 + [[True, False, False]]
+    for number, spent in enumerate(expected):
+        looked.clear()
+        books.advance(1)
+        assert books.spent == spent
+        assert bool(looked) == (number == 2)
+    books.leave([True, False, False])
+    looked.clear()
+    assert books.spent == [False, False]
+    books.advance(2)
+    books.advance(1)
+    assert books.spent == [True, True]
+    assert not looked

@@ -45,8 +45,9 @@ def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 REFUSED = {
     "unknown key": ("model.chekpoint=x", "no such key", "Did you mean model.checkpoint?"),
-    "unknown group": ("modle.seed=1", "no such key", "Known:"),
-    "unknown top key": ("limit=5", "no such key", "Known:"),
+    "unknown group": ("modle.seed=1", "Did you mean model.seed?", "Known groups: model, "),
+    "unknown top key": ("limit=5", "Did you mean dataset.limit?", "Known groups: model, "),
+    "unknown key unlike any": ("decode.foo=1", "no such key. Known: decode.", " decode.beams,"),
     "unknown key below a key": ("model.seed.x=1", "no such key", "model.seed"),
     "group as a value": ("model.arch=5", "no such key", "model.arch.layers"),
     "hydra's own key": ("hydra.run.dir=x", "no such key", "Did you mean run.dir?"),
@@ -188,6 +189,13 @@ def test_t5_takes_its_size_of_heads_from_the_key_or_the_checkpoint() -> None:
     ):
         model = {"family": "t5", "checkpoint": checkpoint, "arch": arch}
         assert build({"model": model}).model.arch.heads == 5
+
+
+@pytest.mark.parametrize("group", ["decode", "model.arch", "model"])
+def test_an_unknown_key_is_answered_with_all_keys_of_its_group(group: str) -> None:
+    known = ", ".join(name for name in NAMES if name.startswith(f"{group}."))
+    assert refusal(f"{group}.qqqq=1") == f"{group}.qqqq=1: no such key. Known: {known}."
+    assert refusal("qqqq.zz=1") == f"qqqq.zz=1: no such key. Known groups: {', '.join(GROUPS)}."
 
 
 def test_build_refuses_a_value_for_a_group_and_an_unknown_group() -> None:

@@ -105,5 +105,5 @@ def test_config_dir_adds_choices(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean mine"):
         compose(["model=mime"], [str(tmp_path)])
     (tmp_path / "model" / "mine.yaml").write_text("nmae: mine\n")
-    with pytest.raises(ConfigError, match=r"model.nmae=mine: no such key. Did you mean name"):
+    with pytest.raises(ConfigError, match=r"model.nmae=mine: no such key. Did you mean model.name"):
         compose(["model=mine"], [str(tmp_path)])

@@ -12,7 +12,7 @@ import pytest
 
 from ftjob.errors import UNREADABLE, RunFolderError
 from ftjob.results.entries import raw_lines
-from ftjob.results.folder import RunFolder
+from ftjob.results.folder import RunFolder, replaced, write_text
 from ftjob.results.journal import History, JournalWriter, read_history, scan
 from ftjob.results.summary import merge, read_samples
 
@@ -47,7 +47,7 @@ def holds(history: History, rows: set[int]) -> bool:
 
 def answers(folder: RunFolder) -> list[tuple[int, str]]:
     """What counts, through samples.jsonl as a run makes it."""
-    merge(folder, read_history(folder))
+    merge(folder, read_history(folder)).close()
     return [(s["index"], s["output"]) for s in read_samples(folder.file("samples.jsonl"))]
 
 
@@ -219,3 +219,39 @@ def test_records_that_are_no_json_are_not_written(folder: RunFolder) -> None:
     writer.append([record(2)])
     writer.close()
     assert [index for index, _ in answers(folder)] == [0, 2]
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_journal_that_cannot_be_read_is_named(folder: RunFolder, gone: bool) -> None:
+    """By the merge, which writes meanwhile: whether it is no longer there, or fails when read."""
+    write(folder, 0, [record(0)]).close()
+    history, path = read_history(folder), folder.journal(0, 0)
+    path.unlink()
+    if not gone:
+        path.mkdir()
+    reason = "No such file or directory" if gone else "Is a directory"
+    with pytest.raises(RunFolderError, match=f"^{path}: cannot be read: {reason}$"):
+        merge(folder, history)
+    assert not [p.name for p in folder.path.iterdir() if "samples" in p.name]
+    if not gone:
+        with pytest.raises(RunFolderError, match=f"^{path}: cannot be read: {reason}$"):
+            read_history(folder)
+
+
+def test_what_fails_is_named_as_read_or_written(tmp_path: Path) -> None:
+    """Who writes a file may read another one; its own are also the one beside and its folders."""
+    other = tmp_path / "other"
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with (
+        pytest.raises(RunFolderError, match=f"^{other}: cannot be read: No such file"),
+        replaced(tmp_path / "written"),
+    ):
+        other.open()
+    below = tmp_path / "file" / "folder" / "below"
+    with pytest.raises(RunFolderError, match=f"^{below}: cannot be written: Not a directory"):
+        write_text(below, "")
+    with (
+        pytest.raises(RunFolderError, match=f"^{other}: cannot be written: No such file"),
+        replaced(other),  # nothing was written beside that could take its place
+    ):
+        pass

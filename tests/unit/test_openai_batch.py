@@ -5,6 +5,7 @@ a request counts as a whole, however its prompts end.
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from test_prompt_files import openai
 from test_prompts import Letters, Nothing, config, prepared, request
 
 from ftjob.config.groups import JobConfig
+from ftjob.errors import RunFolderError
 from ftjob.results.exports import ERRORS, OUTPUT, export
 from ftjob.results.folder import RunFolder, write_json
 from ftjob.tasks import make_task
@@ -208,3 +210,18 @@ def test_the_text_ends_before_the_first_stop(
     assert (choice["text"], choice["finish_reason"]) == (text, finish)
     assert choice["logprobs"]["tokens"] == tokens
     assert len(choice["logprobs"]["token_logprobs"]) == len(tokens)
+
+
+def test_of_both_files_the_one_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """The kernel's limit on the size of a file stands for a full disk; both files are open."""
+    job = config()
+    (row,) = rows(tmp_path / "a.jsonl", [openai({"prompt": "a"})])
+    answered = record(row, job, hypothesis([1], -1))
+    files(tmp_path, job, [answered])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        with pytest.raises(RunFolderError, match=f"/{OUTPUT}: cannot be written: File too large"):
+            export(RunFolder(tmp_path), job, [answered] * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -171,9 +171,42 @@ def test_every_missing_part_is_left_out(finished: dict[str, Any]) -> None:
 
 
 def test_a_run_without_an_exit_code_is_not_called_finished() -> None:
-    assert "Still running." in render_html({}, "", {})
-    assert "\nresult : INVALID\nreason : the run is incomplete: " in render_summary({})
-    assert "result INVALID" in render_terminal({})
+    assert "Still running. <strong>No result yet." in render_html({}, "", {})
+    assert "\nresult : RUNNING\nreason : it has not ended\n" in render_summary({})
+    assert "result RUNNING" in render_terminal({})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says", "scored"),
+    [
+        (500, "120 of 500 rows are done", "of 500 rows"),
+        (None, "120 rows are done; how many there are is not", "of 500 rows read so far"),
+    ],
+)
+def test_a_run_that_goes_on_says_how_far_it_is(
+    finished: dict[str, Any], wanted: int | None, says: str, scored: str
+) -> None:
+    """It is neither valid nor invalid; what is expected of its score is told at its end."""
+    where = "rank 0: attempt 0 still runs, as process 7 of elsewhere"
+    finished.update(code=None, cause=where, progress={"done": 120, "of": wanted})
+    finished["expect"]["acc"] = {"minimum": 0.1, "value": 0.094, "met": False}
+    finished["n-samples"]["lambada"] = {"original": 500, "effective": 118}
+    texts = {
+        "page": render_html(finished, CONFIG, MACHINE),
+        "markdown": render_markdown(finished, MACHINE),
+        "summary": render_summary(finished),
+        "terminal": render_terminal(finished),
+    }
+    parsed(texts["page"])
+    for name, text in texts.items():
+        assert "invalid" not in re.sub("<style>.*?</style>", "", text, flags=re.S).lower(), name
+        assert says in text, name
+        assert where[1:] in text, name
+        assert "was expected" not in text, name
+        assert "First cause" not in text, name
+    assert f"118 {scored}" in texts["page"]
+    assert "**Still running. No result yet.**" in texts["markdown"]
+    assert f"result RUNNING\nrunning           {where}\n" in texts["terminal"]
 
 
 def test_several_tasks_and_filters_are_told_apart(finished: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ page/translation_summary.txt is the recorded summary of `generated_run`, sacrebl
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ import pytest
 from generated_run import translation_run
 from page_samples import HERE, parsed
 
+from ftjob.config import build
+from ftjob.results.exports import export
+from ftjob.results.folder import RunFolder, read_json_file, write_text
 from ftjob.results.page import render_terminal
-from ftjob.results.summary import read_samples
+from ftjob.results.summary import Score, collect, read_samples, verdict
+from ftjob.tasks.base import Summary
 
 VERSION = re.compile(r"version:[\d.]+")
 
@@ -97,6 +102,22 @@ def test_the_terminal_says_so_too(run: tuple[Path, dict[str, Any]]) -> None:
     assert "predicted" not in text
 
 
+def test_the_score_is_of_what_was_merged(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though somebody who looks on by `report` puts what there was before in its place."""
+    folder = RunFolder(shutil.copytree(run[0], tmp_path / "run"))
+    before = collect(folder)
+
+    def then_replaced(*arguments: Any) -> None:
+        export(*arguments)
+        write_text(folder.file("samples.jsonl"), "")
+
+    monkeypatch.setattr("ftjob.results.summary.export", then_replaced)
+    assert collect(folder) == before
+    assert before.answered == 60
+
+
 @pytest.mark.parametrize(("least", "code"), [(83.9, 0), (84.1, 5)])
 def test_expectations_are_in_units_of_bleu(tmp_path: Path, least: float, code: int) -> None:
     results = translation_run(tmp_path / "run", expect={"bleu": least})
@@ -113,3 +134,35 @@ def test_without_references_the_run_is_valid_and_has_no_score(tmp_path: Path) ->
     assert "This task has no headline score." in page
     assert "Result valid." in page
     assert "bleu" not in (tmp_path / "run" / "summary.txt").read_text("utf-8")
+
+
+def test_a_run_that_left_every_row_out_is_no_success(tmp_path: Path) -> None:
+    """It says what to change; also where failures are allowed, and before what was expected."""
+    results = translation_run(tmp_path / "run", max_source_tokens=1, expect={"bleu": 10.0})
+    assert results["code"] == read_json_file(tmp_path / "run" / "status.json")["code"] == 3
+    assert re.fullmatch(
+        r"no row was answered: 62 rows left out as too long \(dataset.too_long=skip\). The first "
+        r"one, line 1: the source has \d+ tokens, dataset.max_source_tokens is 1: raise it, or cut "
+        r"rows off with dataset.too_long=truncate, in another run.dir",
+        results["cause"],
+    )
+    assert "result INVALID" in render_terminal(results)
+
+
+@pytest.mark.parametrize(
+    ("answered", "failed", "code", "says"),
+    [
+        (0, 0, 3, "line 7: 64 new ones leave 64 of 128 positions: lower decode.max_new_tokens, or"),
+        (0, 1, 3, "2 rows left out"),
+        (0, 2, 4, "2 rows failed, run.max_failed is 1"),
+        (1, 1, 0, ""),
+    ],
+)
+def test_what_ends_a_run_that_left_rows_out(
+    answered: int, failed: int, code: int, says: str
+) -> None:
+    config = build({"model": {"checkpoint": "PATH"}, "run": {"max_failed": 1}})
+    first = "line 7: 64 new ones leave 64 of 128 positions"
+    found, cause = verdict(config, Score(Summary(), answered, 2, failed, [], first, {}))
+    assert found == code
+    assert says in (cause or "")

@@ -110,6 +110,19 @@ def rows(path: Path, **data: Any) -> list[Row]:
     return list(source.rows())
 
 
+def test_jsonl_without_prompts_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    without = [{"prmpt": "a", "top_k": 2}] * 9
+    path.write_text("".join(json.dumps(line) + "\n" for line in without), encoding="utf-8")
+    said = r"lines 1 to 8: no field 'prompt' \(dataset.column\) and no 'prompt_ids'. Did you"
+    with pytest.raises(DataError, match=said):
+        rows(path)
+    for good in ({"prompt_ids": [1]}, {"prompt": None}, openai({"model": "m"})):
+        lines = [*without[:2], good, *without]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        assert "no such field: 'prmpt'" in (rows(path)[0].error or "")
+
+
 def test_text_csv_and_parquet_rows(tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
     text.write_text("one\n\ntwo\n")

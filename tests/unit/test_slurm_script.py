@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from datetime import datetime
@@ -14,7 +15,7 @@ from ftjob.config import build
 from ftjob.config.compose import packed_dir
 from ftjob.config.groups import JobConfig
 from ftjob.errors import ConfigError
-from ftjob.launch.slurm import batch_script, machine_to_submit, submits
+from ftjob.launch.slurm import batch_script, machine_to_submit, submit, submits
 from ftjob.launch.world import World
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
@@ -158,3 +159,16 @@ def test_machine(cluster: dict[str, Any], devices: tuple[int, ...], device: str)
     assert made.cluster.nodes_to_submit == len(devices)
     asked = {"gpus_per_node": 4}.items() <= cluster.items()
     assert (made.cluster.gpus_to_submit or 0) == (4 if asked else 8 * (device == "cuda"))
+
+
+def test_what_sbatch_says_where_it_refuses_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, script in (("srun", "exit 0"), ("sbatch", "echo 'no such account' >&2; exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    asked = config({"dir": str(tmp_path / "run")}, name="slurm")
+    with pytest.raises(ConfigError, match=r"Slurm refused the job: no such account$"):
+        submit(asked, [], [], NOW)
+    assert capfd.readouterr() == ("", "")

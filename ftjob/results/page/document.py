@@ -78,7 +78,7 @@ def render_markdown(results: dict[str, Any], environment: dict[str, Any]) -> str
     for note in facts.items(results, "notes"):
         lines += [f"> **Note.** {_text(note)}", ""]
     code = f" with exit code {state.code}" if state.code else ""
-    lines += [f"**{state.title}{code}. Result {state.verdict.lower()}.**", ""]
+    lines += [f"**{state.title}{code}. {state.sentence}**", ""]
     lines += [f"- {_text(reason)}" for reason in state.reasons]
     lines += ["", f"First cause: {_quoted(state.cause)}"] if state.cause else []
     lines += ["", *_markdown_scores(results)]

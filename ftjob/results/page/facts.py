@@ -82,9 +82,19 @@ class State:
         return not self.reasons
 
     @property
+    def running(self) -> bool:
+        """Whether there is no end yet, so nothing that could count or not."""
+        return self.code is None
+
+    @property
     def verdict(self) -> str:
-        """VALID or INVALID, as MLPerf writes it."""
-        return "VALID" if self.valid else "INVALID"
+        """VALID or INVALID, as MLPerf writes it, or RUNNING."""
+        return "RUNNING" if self.running else "VALID" if self.valid else "INVALID"
+
+    @property
+    def sentence(self) -> str:
+        """The verdict as a sentence."""
+        return "No result yet." if self.running else f"Result {self.verdict.lower()}."
 
 
 def part(results: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -162,9 +172,13 @@ def headline(results: Mapping[str, Any]) -> list[Score]:
 
 
 def state(results: Mapping[str, Any]) -> State:
-    """How the run ended, and every reason why its result does not count."""
+    """How the run ended, and every reason why its result does not count; of one that goes on, where
+    it runs and how far it is."""
     code = results["code"] if isinstance(results.get("code"), int) else None
     meaning, title = _ending(code)
+    cause = str(results.get("cause") or "")
+    if code is None:
+        return State(code, title, meaning, "", (cause or meaning, *_progress(results)))
     reasons = [] if code in COMPLETE else [f"the run is incomplete: {meaning}"]
     failed = part(results, "failed")
     count, allowed = int(failed.get("count") or 0), int(failed.get("max_failed") or 0)
@@ -176,7 +190,18 @@ def state(results: Mapping[str, Any]) -> State:
         reasons.append("no headline score was measured")
     if code != DONE and not reasons:
         reasons.append(meaning)
-    return State(code, title, meaning, str(results.get("cause") or ""), tuple(reasons))
+    return State(code, title, meaning, cause, tuple(reasons))
+
+
+def _progress(results: Mapping[str, Any]) -> list[str]:
+    """How far a run is that goes on; nothing where it does not say."""
+    progress = part(results, "progress")
+    if not progress:
+        return []
+    done, wanted = number(progress.get("done")), real(progress.get("of"))
+    if wanted is None:
+        return [f"{done} rows are done; how many there are is not known yet"]
+    return [f"{done} of {number(wanted)} rows are done"]
 
 
 def _ending(code: int | None) -> tuple[str, str]:
@@ -206,11 +231,13 @@ def _unmeasured(results: Mapping[str, Any]) -> bool:
 
 def samples(results: Mapping[str, Any]) -> str:
     """How many rows were answered, or would have been, of how many; empty when unknown."""
-    tasks = part(results, "n-samples")
+    tasks, progress = part(results, "n-samples"), part(results, "progress")
+    unknown = bool(progress) and real(progress.get("of")) is None
     texts = []
     for task, counts in tasks.items():
         if isinstance(counts, Mapping):
             of = f"{number(counts.get('effective'))} of {number(counts.get('original'))} rows"
+            of += " read so far" if unknown else ""
             texts.append(of if len(tasks) == 1 else f"{task}: {of}")
     scored = any(score.value is not None for score in scores(results))
     word = "Planned" if not scored else "Generated" if generated(results) else "Scored"

@@ -94,10 +94,11 @@ def render_terminal(results: Mapping[str, Any]) -> str:
     name = ascii_line(results.get("name") or "run", WIDTH - 24)
     verdict = f"result {end.verdict}"
     lines = ["-" * WIDTH, f"ftjob  {name}".ljust(WIDTH - len(verdict)) + verdict]
-    lines += _rows("ended", end.meaning) if end.code != DONE else []
+    lines += _rows("ended", end.meaning) if end.code not in (DONE, None) else []
     lines += _rows("cause", end.cause) if end.cause else []
     for reason in end.reasons[:3]:
-        lines += _rows("reason", reason) if "incomplete" not in reason else []
+        label = "running" if end.running else "reason"
+        lines += _rows(label, reason) if "incomplete" not in reason else []
     lines.append("-" * WIDTH)
     shown = scores(results)
     tasks = len({score.task for score in shown})
