@@ -34,6 +34,7 @@ from ftjob.decode.scoring import LOOK_S, Passed, Scoring, packed_tokens, score_c
 from ftjob.errors import BUG, Cause, ConfigError, JobError, PeerLost
 from ftjob.job import Job
 from ftjob.model.decoder import DecoderStage
+from ftjob.model.fill import Fill
 from ftjob.model.layers import residual_dtype
 from ftjob.model.stage import Part, Stage, make_stage
 from ftjob.news import Answered, Failed, Message, Noted, Ready, Warned, check_numbers
@@ -82,7 +83,7 @@ class DeviceThread(threading.Thread):
         self._counted = 0.0  # until when the device's time is counted
         cuda = job.plan.machine.device == "cuda"
         self.device = torch.device("cuda", spec.local) if cuda else torch.device("cpu")
-        self._passes = Passes(self.device, job.plan.max_tokens)
+        self._passes = Passes(self.device, job.plan.max_tokens, Fill(job.plan.pass_step))
 
     def run(self) -> None:
         """Serve until None comes; whatever goes wrong is told to the main thread."""
@@ -154,14 +155,13 @@ class DeviceThread(threading.Thread):
         kind = (DTYPES[self.job.config.model.dtype], self.device)
         about = (self.job, self.spec, stage, self.wires, kind, self.pulse)
         generator = Generator(*about, self._working, self._capturing, self._halved)
-        arch, plan = self.job.source.arch, self.job.plan
-        assert plan.generation is not None
-        chunks = warm.to_continue(arch, plan.generation, plan.max_tokens, plan.pipeline)
+        chunks = warm.to_continue(self.job.source.arch, self.job.plan)
         self.phase = "warm-up"
         for _ in generator.run(lambda: next(chunks, None)):
             pass
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # of passes that were not captured yet
+        if self._alone and self.device.type == "cuda":
+            # of passes before they were captured; a group's devices might wait for each other
+            torch.cuda.empty_cache()
         self.outbox.put(Ready(self.spec.local, self._label(), stage.held_bytes))
         self.phase = "decode"
         for done in generator.run(self._take):
@@ -251,7 +251,7 @@ class DeviceThread(threading.Thread):
         self.pulse()
         self.serving = (chunk,)
         if wires.before is not None:
-            form = stage.form(packed_tokens(chunk, self.device))
+            form = stage.form(packed_tokens(chunk, self.device, self._passes))
             before = wires.before.take(chunk.sequence, self.pulse, form)
         begun = time.monotonic()
         with self.phases.within(self.phase), self._memory_error():

@@ -17,7 +17,8 @@ from ftjob.checkpoint.shard import Placed, TensorRule, place
 from ftjob.config.groups import JobConfig
 from ftjob.errors import ConfigError
 from ftjob.model.arch import Arch
-from ftjob.plan_generation import Generation, entry_step, plan_generation, slots_of
+from ftjob.model.fill import step_of
+from ftjob.plan_generation import Generation, plan_generation, slots_of
 from ftjob.plan_memory import score_bytes, workspace_bytes
 
 DTYPE_BYTES = MappingProxyType({"f32": 4, "bf16": 2, "f16": 2})
@@ -71,7 +72,8 @@ class DeviceSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole layout. `devices` are in mesh order: tensor fastest, then pipeline, then data."""
+    """The whole layout. `devices` are in mesh order: tensor fastest, then pipeline, then data. A
+    batch has `max_tokens` at most; on a GPU it is filled up by `pass_step` (`model.fill`)."""
 
     tensor: int
     pipeline: int
@@ -79,6 +81,7 @@ class Plan:
     machine: Machine
     devices: tuple[DeviceSpec, ...]
     max_tokens: int
+    pass_step: int
     workspace_bytes: int
     generation: Generation | None = None
 
@@ -183,15 +186,17 @@ def make_plan(
                 * dtype_bytes,
             )
         )
-    generates, gpu = config.dataset.generates, machine.device == "cuda"
+    generates = config.dataset.generates
     slots, beams = slots_of(config, machine.device) if generates else 0, config.decode.lanes
     about = (config, arch, dtype_bytes, machine.device)
     workspace, generation = workspace_bytes(*about, max_tokens, slots * beams), None
     if generates:
         scores = score_bytes(arch, tensor, beams, dtype_bytes, machine.device)
-        entry = entry_step(arch, tensor * pipeline, max_tokens) if gpu else 0
-        generation = plan_generation(config, machine, devices, workspace, slots, scores, entry)
-    return Plan(tensor, pipeline, data, machine, tuple(devices), max_tokens, workspace, generation)
+        generation = plan_generation(config, machine, devices, workspace, slots, scores)
+    step = step_of(arch, tensor * pipeline, max_tokens) if machine.device == "cuda" else 0
+    return Plan(
+        tensor, pipeline, data, machine, tuple(devices), max_tokens, step, workspace, generation
+    )
 
 
 def stage_tensors(rules: tuple[TensorRule, ...], device: DeviceSpec) -> list[Placed]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from ftjob.config.groups import JobConfig
 from ftjob.errors import ConfigError
-from ftjob.model.arch import Arch
 
 if TYPE_CHECKING:
     from ftjob.plan import DeviceSpec, Machine
@@ -24,11 +23,6 @@ AUTO_LANES = MappingProxyType({"cpu": 512, "cuda": 1024})
 AUTO_REFILL = MappingProxyType({"cpu": 2, "cuda": 4})
 # A look at which rows are finished makes a GPU's host wait for the device; on a CPU it is free.
 AUTO_STOP_EVERY = MappingProxyType({"cpu": 1, "cuda": 4})
-# On a GPU a pass over entering rows is captured, and to have few sizes filled up to so many parts
-# of the largest, of at least so many tokens and whole tiles. That is for models in which such a
-# part takes less time than the host takes to launch a pass that is not captured: operations, which
-# at half of an H200's product take 5 ms.
-ENTRY_STEPS, ENTRY_LEAST, ENTRY_TILE, ENTRY_FLOP = 8, 256, 64, 2e12
 
 
 @dataclass(frozen=True)
@@ -36,9 +30,7 @@ class Generation:
     """How a replica decodes, in each of its micro-batches (one a stage): `slots` rows at once, of
     `beams` lanes each; chunks of at most `refill` rows enter; all rows take at most `cells` columns
     of cache until their last tokens; finished rows are looked for every `stop_every` steps. For
-    each column of a slot a step's attention takes `score_bytes`, in one micro-batch at a time. A
-    pass over entering rows is filled up to multiples of `entry_step` tokens, as `fill.Fill` says.
-    """
+    each column of a slot a step's attention takes `score_bytes`, in one micro-batch at a time."""
 
     slots: int
     beams: int
@@ -46,7 +38,6 @@ class Generation:
     cells: int
     stop_every: int
     score_bytes: int
-    entry_step: int = 0
 
     @property
     def overrun(self) -> int:
@@ -71,18 +62,6 @@ def slots_of(config: JobConfig, device: str) -> int:
     return lanes // least
 
 
-def entry_step(arch: Arch, ways: int, max_tokens: int) -> int:
-    """Passes over entering rows of up to `max_tokens` are filled up to a multiple of so many on a
-    GPU, of which as many as `ways` share the layers; 0 where the model is too large for that."""
-    mlp = (3 if arch.gated else 2) * arch.hidden * arch.ffn
-    read = 4 * arch.hidden * arch.width + mlp  # of a layer that prompts or sources go through
-    each = arch.encoder_layers * read if arch.seq2seq else arch.layers * read
-    each += 2 * arch.layers * arch.hidden * arch.width if arch.seq2seq else 0  # what steps look at
-    step = -(-max_tokens // (ENTRY_STEPS * ENTRY_TILE)) * ENTRY_TILE
-    step = max(ENTRY_LEAST, step)
-    return step if 2 * each * step / ways <= ENTRY_FLOP else 0
-
-
 def plan_generation(
     config: JobConfig,
     machine: Machine,
@@ -90,10 +69,9 @@ def plan_generation(
     workspace: int,
     slots: int,
     scores: int,
-    entry: int,
 ) -> Generation:
     """How `slots` rows a micro-batch are decoded in the memory that weights and `workspace` leave;
-    `scores` are the bytes that attention takes a column, `entry` is the step of entering passes.
+    `scores` are the bytes that attention takes a column.
 
     So that finished rows which have not been looked at fit too, their overrun is kept free for all
     slots.
@@ -114,7 +92,6 @@ def plan_generation(
         cells=columns,
         stop_every=every if isinstance(every, int) else AUTO_STOP_EVERY[machine.device],
         score_bytes=scores,
-        entry_step=entry,
     )
     cells = columns - slots * room.overrun
     if cells < 1:

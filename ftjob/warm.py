@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from ftjob.batching import Chunk
 from ftjob.model.arch import Arch
 from ftjob.model.fill import Fill
+from ftjob.plan import Plan
 from ftjob.plan_generation import Generation
 from ftjob.tasks.base import GenerateRequest, Row, ScoreRequest
 
@@ -31,12 +32,14 @@ def to_score(arch: Arch, max_tokens: int, gpu: bool) -> Chunk:
     return Chunk(-1, (ScoreRequest(_ROW, "", _ids(arch, length), first, first),) * rows)
 
 
-def to_continue(arch: Arch, room: Generation, max_tokens: int, stages: int) -> Iterator[Chunk]:
+def to_continue(arch: Arch, plan: Plan) -> Iterator[Chunk]:
     """A row to be continued; then, where passes over entering rows have few sizes, a chunk of each
     for the micro-batch of every stage."""
+    room = plan.generation
+    assert room is not None
     yield Chunk(-1, (GenerateRequest(_ROW, "", _ids(arch, SHORT), 2),))
-    for size in Fill(room.entry_step, room.refill).sizes(max_tokens):
-        for stage in range(stages):
+    for size in Fill(plan.pass_step, room.refill).sizes(plan.max_tokens):
+        for stage in range(plan.pipeline):
             if rows := _entering(arch, room, size, stage):
                 yield Chunk(-1, tuple(rows))
 

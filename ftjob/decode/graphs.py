@@ -85,7 +85,7 @@ class Graphs:
 class Passes:
     """Passes over rows, of which those of a size come again and again: their numbers go to an
     `arena`, and on a GPU a size is captured when it comes for the second time, or where `fill`
-    leaves few of them for the first time. A pass has so many `tokens`, unless a single row has
+    knows them all for the first time. A pass has so many `tokens`, unless a single row has
     more."""
 
     # of so many sizes at most: each takes some megabytes of the driver's memory
@@ -95,7 +95,7 @@ class Passes:
         self.arena = Arena(device, fill=fill)
         self._tokens = fill.tokens(tokens)
         self._inbox: dict[torch.dtype, torch.Tensor] = {}
-        after = 1 if fill.step else 2
+        after = 1 if fill.step and fill.rows else 2
         self._graphs = Graphs(device, after, self.MOST) if device.type == "cuda" else None
 
     def run(

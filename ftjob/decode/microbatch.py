@@ -49,7 +49,7 @@ class MicroBatch:
         )
         cuda = kind[1].type == "cuda"
         self.graphs = Graphs(kind[1]) if cuda else None
-        fill = Fill(room.entry_step, room.refill)
+        fill = Fill(job.plan.pass_step, room.refill)
         self.passes = Passes(kind[1], job.plan.max_tokens, fill)
         self._inbox: torch.Tensor | None = None
         self._lanes = room.slots * room.beams

@@ -20,7 +20,7 @@ from ftjob.comm import Comm
 from ftjob.decode.graphs import Passes
 from ftjob.decode.looks import Fetched
 from ftjob.model.decoder import DecoderStage
-from ftjob.model.fill import padded
+from ftjob.model.fill import PADDED
 from ftjob.model.packing import Packing
 from ftjob.tasks.base import Scored, ScoreRequest
 
@@ -81,10 +81,11 @@ class Passed:
         return []
 
 
-def packed_tokens(chunk: Chunk, device: torch.device) -> int:
-    """How many tokens a chunk has in a stage."""
+def packed_tokens(chunk: Chunk, device: torch.device, passes: Passes | None = None) -> int:
+    """How many tokens a chunk has in a stage, in one of these passes."""
     count = sum(len(r.ids) - 1 for r in chunk.requests)
-    return padded(count) if kernels.used(device) else count
+    fill = PADDED if passes is None else passes.arena.fill
+    return fill.tokens(count) if kernels.used(device) else count
 
 
 @torch.inference_mode()

@@ -6,9 +6,7 @@ Without a GPU in Triton's interpreter, with what chooses the way turned.
 
 from __future__ import annotations
 
-import random
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,7 @@ from ftjob.comm import Comm, Solo
 from ftjob.decode.scoring import score_chunk
 from ftjob.model.arch import Arch, Relative
 from ftjob.model.arrays import ALIGNED, Arena, joined, parts
-from ftjob.model.fill import Fill, padded
-from ftjob.model.packing import QUERIES, Packing, block_table
+from ftjob.model.packing import Packing
 from ftjob.model.stage import Part, Stage, make_stage
 from ftjob.tasks.base import Row, Scored, ScoreRequest
 
@@ -127,37 +124,6 @@ def test_filled_up_packing(gpu: torch.device) -> None:
     assert (packing.blocks.queries, packing.wanted_blocks.queries) == (32, 16)
     exact, _ = Packing.beside([], [12, 9], [9, 7], gpu, fill=False)
     assert exact.positions.tolist() == [*range(12), *range(9)]
-
-
-def test_few_sizes_that_waste_little() -> None:
-    sizes = {padded(n) for n in range(1, 16385)}
-    assert len(sizes) < 90
-    assert padded(0) == 0
-    for n in range(1, 16385):
-        assert n <= padded(n) < n + max(16, min(256, n / 4))
-        assert padded(padded(n)) == padded(n)
-
-
-def test_sizes_that_are_known_before() -> None:
-    """Every pass has one of them, wastes less than a step or as much as it has, and its programs
-    have room."""
-    fill = Fill(step=448, rows=9)
-    sizes = fill.sizes(3500)
-    assert sizes == [256, 448, 896, 1344, 1792, 2240, 2688, 3136, 3584]
-    made = random.Random(1)
-    for n in range(1, 3501):
-        size = fill.tokens(n)
-        assert size in sizes
-        assert n <= size <= max(256, n + 447)
-        assert size < 2 * n or size == 256
-        lengths = [n // 9] * 9 if n % 9 == 0 else [n]
-        if n % 50 == 0 and n > 100:
-            cuts = sorted(made.sample(range(1, n), 8))
-            lengths = [b - a for a, b in pairwise([0, *cuts, n])]
-        assert len(block_table(lengths, lengths, size, fill)) == size // QUERIES + 10
-    assert fill.tokens(0) == 0
-    assert Fill().sizes(3500) == []
-    assert Fill().tokens(3500) == padded(3500)
 
 
 def test_arrays_in_one_copy_come_out_as_they_were() -> None:

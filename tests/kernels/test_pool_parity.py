@@ -84,14 +84,13 @@ def test_passes_of_few_sizes_give_the_answers_of_transformers(
 
     monkeypatch.setattr(stage, "enter", enter)
     monkeypatch.setattr(fill, "LEAST", 64)  # an interpreter is slow
+    job = replace(job, plan=replace(job.plan, pass_step=64))
     assert job.plan.generation is not None
-    room = replace(job.plan.generation, entry_step=64)
-    job = replace(job, plan=replace(job.plan, generation=room))
     found = generate(job, rows)
     for ids, answer in zip(rows, found, strict=True):
         ((expected, _),) = reference(model, ids, 2, decode)
         assert answer.hypotheses[0].ids == expected
-    assert {*sizes} == {(64, 64 // QUERIES + room.refill + 1)}
+    assert {*sizes} == {(64, 64 // QUERIES + job.plan.generation.refill + 1)}
 
 
 def test_without_memory_for_a_chunk_its_halves_enter(

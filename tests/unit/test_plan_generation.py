@@ -19,7 +19,7 @@ from ftjob.decode.cohorts import Books
 from ftjob.errors import CONFIG_REFUSED, ConfigError
 from ftjob.model.arch import Arch
 from ftjob.plan import Machine, Plan
-from ftjob.plan_generation import Generation, entry_step
+from ftjob.plan_generation import Generation
 from ftjob.plan_memory import LIBRARY_BYTES
 from ftjob.tasks.base import GenerateRequest, Row
 
@@ -208,33 +208,6 @@ def test_the_page_counts_scores_and_overrun() -> None:
     refused = command(*beams, "batch.lanes=3")
     assert refused.returncode == CONFIG_REFUSED
     assert "Legal: 4 or more, or auto." in refused.stderr
-
-
-@pytest.mark.parametrize(
-    ("layers", "hidden", "ways", "max_tokens", "step"),
-    [
-        (24, 1024, 1, 16384, 2048),  # GPT-345M
-        (24, 1024, 1, 3000, 384),
-        (24, 1024, 1, 64, 256),
-        (24, 1024, 1, 65536, 0),  # an eighth takes longer than its launches
-        (24, 1024, 4, 65536, 8192),
-        (32, 4096, 1, 16384, 0),
-        (32, 4096, 8, 16384, 0),
-        (32, 4096, 8, 4096, 512),
-    ],
-)
-def test_entering_passes_have_few_sizes_where_launches_take_longer(
-    layers: int, hidden: int, ways: int, max_tokens: int, step: int
-) -> None:
-    shape = Arch(
-        "gpt2", layers, 16, hidden // 16, hidden, 4 * hidden, 50257, 1024, 1e-5, "relu", True
-    )
-    assert entry_step(shape, ways, max_tokens) == step
-
-
-def test_a_cpu_fills_nothing_up() -> None:
-    assert planned(generating(max_tokens=2048))[1].entry_step == 0
-    assert planned(generating(max_tokens=2048), device="cuda")[1].entry_step == 256
 
 
 def test_a_gpu_keeps_no_scores_and_reads_prompts_without_logits() -> None:

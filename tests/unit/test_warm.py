@@ -8,12 +8,18 @@ import pytest
 
 from ftjob import warm
 from ftjob.model.arch import Arch
+from ftjob.plan import Machine, Plan
 from ftjob.plan_generation import Generation
 from ftjob.tasks.base import GenerateRequest, ScoreRequest
 
 
 def arch(vocab: int, positions: int | None) -> Arch:
     return Arch("gpt2", 1, 1, 4, 4, 16, vocab, positions, 1e-5, "gelu_tanh", True)
+
+
+def planned(room: Generation, max_tokens: int, step: int, stages: int = 1) -> Plan:
+    machine = Machine((stages,), "cuda", 10**9, "test")
+    return Plan(1, stages, 1, machine, (), max_tokens, step, 0, room)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +50,7 @@ def test_rows_to_score(
 
 
 def test_a_row_to_continue_stays_in_the_vocabulary() -> None:
-    (chunk,) = warm.to_continue(arch(3, 16), Generation(8, 1, 2, 99, 1, 0), 512, 1)
+    (chunk,) = warm.to_continue(arch(3, 16), planned(Generation(8, 1, 2, 99, 1, 0), 512, 0))
     (request,) = chunk.requests
     assert max(request.ids) < 3
 
@@ -67,8 +73,8 @@ def test_rows_that_enter_have_every_size(
     """Those that such rows can have at all, once for each stage; what a prompt's last token is for
     is a step."""
     model = replace(arch(5, positions), encoder_layers=int(seq2seq))
-    room = Generation(4 * refill, 1, refill, cells, 1, 0, entry_step=512)
-    _, *chunks = warm.to_continue(model, room, 2048, 2)
+    room = Generation(4 * refill, 1, refill, cells, 1, 0)
+    _, *chunks = warm.to_continue(model, planned(room, 2048, 512, stages=2))
     besides = 0 if seq2seq else 1
     sizes = [sum(len(r.ids) - besides for r in chunk.requests) for chunk in chunks]
     assert sizes == [size for size in made for _ in range(2)]
