@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ftjob.kernels.early import starts_early
+
 PER_WARP, MAX_WARPS = 256, 8
 
 
@@ -27,6 +29,7 @@ def embed(
     out = torch.empty((len(ids), width), dtype=dtype, device=ids.device)
     padded = triton.next_power_of_2(width)
     if len(ids):
+        early = starts_early(ids.device)
         _embed[(len(ids),)](
             ids,
             ids if positions is None else positions,
@@ -38,6 +41,8 @@ def embed(
             WIDTH=width,
             PADDED=padded,
             PLACED=table is not None,
+            PDL=early,
+            launch_pdl=early,
             num_warps=min(MAX_WARPS, max(1, padded // PER_WARP)),
         )
     return out
@@ -55,8 +60,12 @@ def _embed(
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     PLACED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """One row."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0)
     columns = tl.arange(0, PADDED)
     inside = columns < WIDTH

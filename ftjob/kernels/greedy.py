@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ftjob.kernels.early import starts_early
+
 
 def take(
     found: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
@@ -33,6 +35,7 @@ def take(
     n = len(norms) // width
     chosen = torch.empty((n, width), dtype=torch.int64, device=ids.device)
     finished = torch.empty(n, dtype=torch.bool, device=ids.device)
+    early = starts_early(ids.device)
     _take[(n,)](
         values,
         ids,
@@ -51,6 +54,8 @@ def take(
         WIDTH=width,
         LANES=triton.next_power_of_2(width),
         ENDS=triton.next_power_of_2(ends.shape[1]),
+        PDL=early,
+        launch_pdl=early,
         num_warps=1,
     )
     return chosen, finished
@@ -75,8 +80,12 @@ def _take(
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
     ENDS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """A row."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0)
     lane, end = tl.arange(0, LANES), tl.arange(0, ENDS)
     inside, lanes = lane < WIDTH, row * WIDTH + lane

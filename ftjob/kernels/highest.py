@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ftjob.kernels.early import starts_early
+
 # Columns of a program.
 COLUMNS = 4096
 # Each of the highest costs a look at the columns, which are held; beyond so many sorting is faster.
@@ -25,6 +27,7 @@ def highest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, t
     rows, columns = logits.shape
     parts = triton.cdiv(columns, COLUMNS)
     found = torch.empty((parts, rows, 2 * k + 1), device=logits.device)
+    early = starts_early(logits.device)
     _find[(rows, parts)](
         logits,
         found,
@@ -33,6 +36,8 @@ def highest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, t
         logits.stride(0),
         K=k,
         COLUMNS=COLUMNS,
+        PDL=early,
+        launch_pdl=early,
         num_warps=8,
     )
     return merge(found, k)
@@ -48,6 +53,7 @@ def merge(found: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torc
     columns = torch.empty((rows, k), dtype=torch.int64, device=found.device)
     norms = torch.empty(rows, device=found.device)
     size = triton.next_power_of_2(parts * held)
+    early = starts_early(found.device)
     _merge[(rows,)](
         found,
         found.view(torch.int32),
@@ -59,6 +65,8 @@ def merge(found: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torc
         HELD=held,
         SIZE=size,
         PARTS=triton.next_power_of_2(parts),
+        PDL=early,
+        launch_pdl=early,
         num_warps=max(1, min(4, size // 512)),
     )
     return values, columns, norms
@@ -92,9 +100,13 @@ def _find(
     stride,
     K: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """The K highest of a part of a row, one after the other, and its log(sum(exp)). `places` are
     the bits of `found`."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row, part, rows = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     left = part * COLUMNS + tl.arange(0, COLUMNS)
     inside = left < columns
@@ -121,8 +133,12 @@ def _merge(
     HELD: tl.constexpr,
     SIZE: tl.constexpr,
     PARTS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """The K highest of a row's HELD of each part, one after the other, and its log(sum(exp))."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row, rows = tl.program_id(0), tl.num_programs(0)
     part = tl.arange(0, PARTS)
     own = (part * rows + row) * (2 * HELD + 1)

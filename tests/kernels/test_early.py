@@ -22,7 +22,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from ftjob.kernels import add_norm, few_rows, one_shot, put, step_attention
+from ftjob.kernels import add_norm, embed, few_rows, greedy, highest, one_shot, put, step_attention
 
 WIDE = dict.fromkeys(("table", "slots"), "*i64")
 TYPES = WIDE | dict.fromkeys(("lineage", "arrived", "epochs", "failed"), "*i32")
@@ -32,6 +32,7 @@ TYPES |= dict.fromkeys("x_stride weight_stride q_stride new_stride lineage_strid
 PRODUCT = dict(INPUTS=1024, COLUMNS=2, SHARE=1, SPLITS=1, AHEAD=1, EVEN=True, SCALED=False)
 PRODUCT |= dict(BIASED=True, ACTIVATION="relu")
 MAIL = dict(RANK=0, WAYS=2, ROWS=8, ROOM=512)
+LOGITS = dict(logits="*fp32", found="*fp32", places="*i32")
 NORM = dict(PRODUCT_BIAS=True, BIAS=True, CENTRED=True)
 KERNELS = {
     "plain": (few_rows._product, PRODUCT | dict(ROWS=1, DEPTH=1024, VECTOR=8), dict(scale="*fp32")),
@@ -43,7 +44,14 @@ KERNELS = {
     "add_norm": (add_norm._add_norm, NORM | dict(WIDTH=1024, PADDED=1024, ADDS=True), {}),
     "attention": (
         step_attention._look,
-        dict(SIZE=64, PADDED=64, LANES=1, HELD=1, KEYS=32, OWN=True, REACH=0, BIASED=False),
+        dict(SIZE=64, PADDED=64, LANES=1, HELD=1, KEYS=32, OWN=True, REACH=0, BIASED=False)
+        | dict(STAGES=1),
+        {},
+    ),
+    "ahead": (
+        step_attention._look,
+        dict(SIZE=64, PADDED=64, LANES=1, HELD=16, KEYS=16, OWN=True, REACH=0, BIASED=False)
+        | dict(STAGES=3),
         {},
     ),
     "sum": (
@@ -52,6 +60,24 @@ KERNELS = {
         dict(x="*i32"),
     ),
     "gather": (one_shot._gather, MAIL, dict(x="*i32", out="*i32")),
+    "embed": (
+        embed._embed,
+        dict(WIDTH=1024, PADDED=1024, PLACED=True),
+        dict(ids="*i64", positions="*i64", first="i32", rows="i32", table="*bf16"),
+    ),
+    "find": (highest._find, dict(K=2, COLUMNS=4096), LOGITS),
+    "merge": (
+        highest._merge,
+        dict(K=2, HELD=2, SIZE=32, PARTS=16),
+        LOGITS | dict(columns="*i64", parts="i32", values="*fp32", norms="*fp32"),
+    ),
+    "greedy": (
+        greedy._take,
+        dict(LOOKS=2, WIDTH=1, LANES=1, ENDS=1),
+        dict.fromkeys("ids tokens length limit ends chosen".split(), "*i64")
+        | dict.fromkeys("values norms figures".split(), "*fp32")
+        | dict.fromkeys("done finished".split(), "*i1"),
+    ),
     "put": (put._put, dict(SIZE=64, WIDTH=1024, PADDED=1024), dict(cells="*i64")),
 }
 EVENT = re.compile(
@@ -93,7 +119,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], l
 def test_they_wait_before_all_but_their_weights(
     events: dict[tuple[str, bool], list[str]],
 ) -> None:
-    assert len(events) == 14
+    assert len(events) == 24
     for (name, early), found in events.items():
         if not early:
             assert not {"wait", "launch_dependents"} & set(found), name
