@@ -106,7 +106,8 @@ def ended(
     cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, base: tuple[str, ...]
 ) -> dict[str, Future[BatchJob]]:
     """Every scenario's job, after its end."""
-    arguments = (*base, "batch.max_tokens=64", "run.deadline_s=10")
+    # above the 10 s in which Slurm notices that a node is gone, and its ping before
+    arguments = (*base, "batch.max_tokens=64", "run.deadline_s=25")
 
     def play(name: str, fault: Fault) -> BatchJob:
         site = Site(cluster, tmp_path_factory.mktemp(name))
