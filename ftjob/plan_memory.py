@@ -9,8 +9,8 @@ from __future__ import annotations
 from ftjob.config.groups import JobConfig
 from ftjob.model.arch import Arch
 
-# What cuBLAS keeps for the streams of a device: measured on an H200 with torch 2.11.
-LIBRARY_BYTES = 96 << 20
+# What cuBLAS keeps for the streams of a device: some 95 MB were seen on an H200 with torch 2.11.
+LIBRARY_BYTES = 95_000_000
 
 
 def workspace_bytes(
@@ -22,8 +22,8 @@ def workspace_bytes(
     """
     tensor, gpu = config.parallel.tensor, device == "cuda"
     generates = config.dataset.generates
-    columns = _gpu_columns if gpu else _cpu_columns
-    made = tokens * columns(arch, tensor, tokens, dtype_bytes) * dtype_bytes
+    columns = _gpu_columns(arch, tensor, dtype_bytes) if gpu else _cpu_columns(arch, tensor, tokens)
+    made = tokens * columns * dtype_bytes
     if not (gpu and generates):
         each = dtype_bytes if gpu else 4
         made += each * (tokens // 16 + 1) * -(-arch.vocab // tensor)
@@ -32,7 +32,7 @@ def workspace_bytes(
     return made + (LIBRARY_BYTES if gpu else 0)
 
 
-def _cpu_columns(arch: Arch, tensor: int, tokens: int, dtype_bytes: int) -> int:
+def _cpu_columns(arch: Arch, tensor: int, tokens: int) -> int:
     """Elements of a token: residual, normed input, q/k/v, attention output and the MLP's inner
     columns at their widest moment (a gate's are twice as many, and meet). Behind an encoder also
     its output, and the biases of relative positions masked row by row, for rows of up to 512
@@ -44,7 +44,7 @@ def _cpu_columns(arch: Arch, tensor: int, tokens: int, dtype_bytes: int) -> int:
     return columns
 
 
-def _gpu_columns(arch: Arch, tensor: int, tokens: int, dtype_bytes: int) -> int:
+def _gpu_columns(arch: Arch, tensor: int, dtype_bytes: int) -> int:
     """The same on a GPU, where sums wait for the next norm: in the MLP the layer's stream and
     product, both halves' norms, the stream between them and the last product are there, and the
     inner columns, which cuBLAS activates as it makes them, but for gates and f32."""

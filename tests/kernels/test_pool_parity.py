@@ -21,6 +21,7 @@ from generate_job import generate, generation_job
 from generation_oracle import LIMITS, MOST, lively, reference, rows_for
 
 from ftjob.decode.pool import PoolLanes
+from ftjob.job import Job
 from ftjob.model import fill
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.packing import QUERIES
@@ -38,19 +39,25 @@ CASES: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = MappingProxyTy
 SEEDS = {"gpt2": 2, "v1_0": 2, "v1_1": 4}
 
 
+def prepared(case: str, folder: Path, most: int, **more: Any) -> tuple[Any, Job]:
+    """transformers' model of a case, and a job that continues rows by `most` with what it saved."""
+    family, decode, batch = CASES[case]
+    model = lively(family, SEEDS[family])
+    model.save_pretrained(folder)
+    about = {"family": "gpt2" if family == "gpt2" else "t5"}
+    decode = {"max_new_tokens": most, **decode}
+    return model, generation_job(folder, decode, model=about, **{**batch, **more})
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_answers_are_those_of_transformers(
     case: str, pools: list[PoolLanes], tmp_path: Path
 ) -> None:
-    family, decode, batch = CASES[case]
-    model = lively(family, SEEDS[family])
-    model.save_pretrained(tmp_path)
+    model, job = prepared(case, tmp_path, MOST)
     rows = rows_for(model)[:7]
-    about = {"family": "gpt2" if family == "gpt2" else "t5"}
-    job = generation_job(tmp_path, {"max_new_tokens": MOST, **decode}, model=about, **batch)
     found = generate(job, rows, LIMITS[:7])
     for ids, most, answer in zip(rows, LIMITS[:7], found, strict=True):
-        expected = reference(model, ids, most, decode)
+        expected = reference(model, ids, most, CASES[case][1])
         assert [h.ids for h in answer.hypotheses] == [own for own, _ in expected]
         scores = torch.tensor([h.score for h in answer.hypotheses])
         assert torch.allclose(scores, torch.tensor([s for _, s in expected]), atol=1e-4)
@@ -68,14 +75,9 @@ def test_passes_of_few_sizes_give_the_answers_of_transformers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What fills entering passes up to a size of few changes nothing. By the GPU's kernels."""
-    family, decode, batch = CASES[case]
-    model = lively(family, SEEDS[family])
-    model.save_pretrained(tmp_path)
+    model, job = prepared(case, tmp_path, 2, max_tokens=64)
     rows = rows_for(model)[:2]
-    about = {"family": "gpt2" if family == "gpt2" else "t5"}
-    batch = {**batch, "max_tokens": 64}
-    job = generation_job(tmp_path, {"max_new_tokens": 2, **decode}, model=about, **batch)
-    stage = DecoderStage if family == "gpt2" else Seq2SeqStage
+    stage = DecoderStage if case == "greedy" else Seq2SeqStage
     read, sizes = stage.enter, []
 
     def enter(own: Stage, x: torch.Tensor, entry: Entry, *rest: Any) -> torch.Tensor:
@@ -88,7 +90,7 @@ def test_passes_of_few_sizes_give_the_answers_of_transformers(
     assert job.plan.generation is not None
     found = generate(job, rows)
     for ids, answer in zip(rows, found, strict=True):
-        ((expected, _),) = reference(model, ids, 2, decode)
+        ((expected, _),) = reference(model, ids, 2, CASES[case][1])
         assert answer.hypotheses[0].ids == expected
     assert {*sizes} == {(64, 64 // QUERIES + job.plan.generation.refill + 1)}
 

@@ -40,6 +40,9 @@ def test_sizes_that_are_known_before() -> None:
             cuts = sorted(made.sample(range(1, n), 8))
             lengths = [b - a for a, b in pairwise([0, *cuts, n])]
         assert len(block_table(lengths, lengths, size, fill)) == size // QUERIES + 10
+        unknown = Fill(rows=9)  # of a model too large for steps
+        whole = unknown.tokens(n)
+        assert len(block_table(lengths, lengths, whole, unknown)) == whole // QUERIES + 10
     assert fill.tokens(0) == 0
     assert Fill().sizes(3500) == []
     assert Fill().tokens(3500) == padded(3500)

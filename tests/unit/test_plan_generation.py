@@ -222,6 +222,14 @@ def test_a_gpu_keeps_no_scores_and_reads_prompts_without_logits() -> None:
     assert exact.workspace_bytes == made.workspace_bytes + more
 
 
+def test_gates_meet_on_a_gpu() -> None:
+    """Activated and linear columns, the former activated, and their product."""
+    arch = t5(variant="v1_1", ffn=90)
+    made, _ = planned(generating(lanes=8, max_tokens=32, dtype="bf16"), device="cuda", arch=arch)
+    through = 32 * 2 * (8 * arch.hidden + 4 * arch.ffn)
+    assert made.workspace_bytes == through + 8 * 8 * arch.vocab + LIBRARY_BYTES
+
+
 def test_scores_of_a_gpu_are_the_products_own() -> None:
     """Of one position in sixteen, in the model's dtype."""
     scoring = config(1, 1, model={"checkpoint": "PATH", "dtype": "bf16"}, batch={"max_tokens": 32})
