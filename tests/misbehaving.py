@@ -152,7 +152,9 @@ class Ends:
 
     def find_pids(self) -> None:
         """The ranks' processes, and when one of them misbehaved."""
-        self.began = float((self.place.cwd / "when").read_text())
+        when = self.place.cwd / "when"
+        assert when.exists(), f"nobody misbehaved: {self.ended.code}\n{self.ended.err}"
+        self.began = float(when.read_text())
         self.pids = [int(f.read_text()) for f in sorted(self.place.cwd.glob("pid*"))]
 
     def check_gone(self, ranks: int = 2) -> None:

@@ -109,7 +109,7 @@ class Runs:
     def __call__(self, layout: str, task: str) -> Path:
         """The folder of a run that ended well, with every row answered once."""
         if (layout, task) not in self._begun:
-            wait(self._begun.values())
+            self.settle()
             alone = [task] if layout.endswith("ranks") else self._later[layout]
             self._begin(layout, alone)
         done = self._begun[layout, task].result()
@@ -120,6 +120,10 @@ class Runs:
         rows, _ = TASKS[task]
         assert [sample["index"] for sample in lines(run / "samples.jsonl")] == list(range(rows))
         return run
+
+    def settle(self) -> None:
+        """Wait for all runs that have begun."""
+        wait(self._begun.values())
 
     def _arguments(self, layout: str, task: str, devices: int) -> tuple[str, ...]:
         split = overrides(layout.removesuffix(" ranks"), devices)

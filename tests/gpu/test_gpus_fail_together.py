@@ -6,14 +6,11 @@ As `tests/mpi`, whose jobs these are, with NCCL and peers in place of MPI and sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
-from gpu_jobs import DEVICE, MEMORY, ON
+from gpu_jobs import DEVICE, MEMORY, ON, Runs
 from harness import Place, ended, load
 from misbehaving import (
     DEADLINE_S,
@@ -29,7 +26,7 @@ from misbehaving import (
 from ftjob.__main__ import main
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.two_gpus]
-# A GPU's libraries take seconds to start, and the jobs of this file run side by side.
+# A GPU's kernels are compiled in the first of these jobs.
 LIMIT_S = 10.0 if DEVICE == "cuda" else DEADLINE_S
 ROWS = 62
 COMMAND = (
@@ -91,30 +88,19 @@ def ends(place: Place, about: Layout) -> Ends:
 
 
 @pytest.fixture(scope="module")
-def jobs(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[Ends]]]:
-    """The jobs of the cases that were asked for, side by side."""
-    asked = [i.callspec.params["name"] for i in request.session.items if i.fspath == request.fspath]
-    with ThreadPoolExecutor(8 if DEVICE == "cuda" else 1) as pool:
-        yield {
-            name: pool.submit(partial(ends, Place(tmp_path_factory.mktemp("ends")), CASES[name]))
-            for name in asked
-        }
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one device to the end."""
+def undisturbed(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one device to the end, when no other test's runs share the GPUs any more: two that
+    wait for each other's sums would take turns with those, and pass for silent."""
+    runs.settle()
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     assert main([*COMMAND, "cluster.devices_per_node=1", f"run.dir={run}"]) == 0
     return run
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_case(jobs: dict[str, Future[Ends]], undisturbed: Path, name: str) -> None:
+def test_case(place: Place, undisturbed: Path, name: str) -> None:
     about, case = CASES[name], CASES[name].case
-    job = jobs[name].result()
+    job = ends(place, about)
     if case.code is None:
         assert job.ended.code not in (0, 75)
         assert job.place("report", "run").code not in (0, 75)
