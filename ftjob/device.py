@@ -21,7 +21,7 @@ from types import MappingProxyType
 
 import torch
 
-from ftjob import warm
+from ftjob import kernels, warm
 from ftjob.batching import Chunk, halves
 from ftjob.checkpoint.load import FileSource, RandomSource, cut_tensors
 from ftjob.checkpoint.shared import SharedReads
@@ -83,6 +83,7 @@ class DeviceThread(threading.Thread):
         self._counted = 0.0  # until when the device's time is counted
         cuda = job.plan.machine.device == "cuda"
         self.device = torch.device("cuda", spec.local) if cuda else torch.device("cpu")
+        kernels.prepare(self.device)
         self._passes = Passes(self.device, job.plan.max_tokens, Fill(job.plan.pass_step))
 
     def run(self) -> None:

@@ -57,7 +57,7 @@ class Case:
 
     def ways(self) -> list[Way]:
         """Those worth a try: the one that is taken first."""
-        found = [way_of(self.lanes, torch.bfloat16)]
+        found = [way_of(self.lanes, torch.bfloat16, self.rows * self.heads)]
         for keys, warps, stages in product((16, 32, 64), (1, 2, 4), (1, 2, 3)):
             for matrices in (True, False) if self.lanes == 1 else (True,):
                 if keys // warps >= 8:

@@ -54,6 +54,9 @@ ONE, TENSOR, PIPELINE, DATA = map(_layout, ("t1p1d1", "t2p1d1", "t1p2d1", "t1p1d
 # Of two ranks with a device each.
 TENSOR_RANKS = ("cluster.devices_per_node=1", "parallel.tensor=2")
 DATA_RANKS = ("cluster.devices_per_node=1",)
+# Two GPUs have room for the caches of twice as many rows; of the larger model one has it for fewer
+# than the wider ones.
+NARROW, WIDE = "batch.lanes=512", "batch.lanes=1024"
 PAIRS = (
     Pair(
         "gpt6b7_step",
@@ -90,20 +93,28 @@ PAIRS = (
     ),
     Pair(
         "gpt345m_set",
-        "GPT-345M, 2048 rows of 128 in, 128 out as one set, 512 lanes",
+        "GPT-345M, 2048 rows of 128 in, 128 out as one set",
         "set",
-        (*random_model("gpt345m"), "batch.lanes=512"),
-        (Side("one GPU", ONE), Side("pipeline 2", PIPELINE, over=1.8)),
+        random_model("gpt345m"),
+        (
+            Side("one GPU, 1024 lanes", (*ONE, WIDE)),
+            Side("one GPU, 512 lanes", (*ONE, NARROW)),
+            Side("pipeline 2, 1024 lanes", (*PIPELINE, WIDE), over=1.8),
+        ),
         rows=2048,
         given=128,
         new=128,
     ),
     Pair(
         "gpt6b7_set",
-        "GPT of 6.7 B parameters, 1024 rows of 128 in, 128 out as one set, 512 lanes",
+        "GPT of 6.7 B parameters, 1024 rows of 128 in, 128 out as one set",
         "set",
-        (*random_model("gpt6b7"), "batch.lanes=512"),
-        (Side("one GPU", ONE), Side("pipeline 2", PIPELINE, over=1.8)),
+        random_model("gpt6b7"),
+        (
+            Side("one GPU, 512 lanes", (*ONE, NARROW)),
+            Side("pipeline 2, 512 lanes", (*PIPELINE, NARROW)),
+            Side("pipeline 2, 1024 lanes", (*PIPELINE, WIDE), over=1.8),
+        ),
         rows=1024,
         given=128,
         new=128,

@@ -121,6 +121,10 @@ def cell_job(config: JobConfig, cell: Cell, machine: Machine) -> tuple[Job, Cell
         )
     _check_memory(job, cell)
     if generates:
+        room = job.plan.generation
+        assert room is not None
+        # all rows of a run enter at once
+        job = replace(job, plan=replace(job.plan, generation=replace(room, refill=room.slots)))
         job = endless(job, cell.batch, cell.input_len, cell.output_len)
     return job, replace(cell, short=int(generates and cell.output_len > 1))
 

@@ -156,11 +156,12 @@ class BeamSearch:
         )
 
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
-        """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten."""
+        """See `Search`."""
         width, looks = self.beams, self._looks
         n = logits.shape[0] // width
         if kernels.used(logits.device) and (taken := self._taken(n, logits, group)) is not None:
             return taken
+        logits = logits.float()
         edited = self._processors.apply(logits, group)
         values, ids, norm = top_logprobs(logits, looks, group)  # [n * W, k], [n * W, k], [n * W]
         if edited is not None:

@@ -110,9 +110,9 @@ class CompetingBeams:
             state[to] = state[at]
 
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
-        """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten."""
+        """See `Search`."""
         width, looks = self.beams, self._looks
-        n = len(logits) // width
+        n, logits = len(logits) // width, logits.float()
         self._processors.apply(logits, group)
         # one more than are candidates, to see how close it was
         values, ids, norm = top_logprobs(logits, min(looks + 1, self._vocab), group)

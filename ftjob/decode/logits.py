@@ -25,9 +25,10 @@ LOG2_E = math.log2(math.e)
 def top_logprobs(
     logits: torch.Tensor, k: int, group: Comm
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The `k` highest of f32 logits [M, V/T]: values [M, k] falling, ids [M, k] int64, equal values
-    by rising id, and log(sum(exp(logits))) over the whole vocabulary [M], so that value - norm is a
-    log-probability. Column c of rank r is id r * V/T + c; padding is -inf. k is at most V.
+    """The `k` highest of logits [M, V/T] of any float dtype: f32 values [M, k] falling, ids [M, k]
+    int64, equal values by rising id, and log(sum(exp(logits))) over the whole vocabulary [M], in
+    f32, so that value - norm is a log-probability. Column c of rank r is id r * V/T + c; padding is
+    -inf. k is at most V.
     """
     columns = logits.shape[1]
     held = min(k, columns)
@@ -65,6 +66,7 @@ def _look(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, tor
 
         if k <= MOST:
             return highest(logits, k)
+    logits = logits.float()
     values, columns = _highest(logits, k)
     # a rank may hold nothing but padding
     norm = log_sum_exp(logits, values[:, :1]).masked_fill(values[:, 0] == -torch.inf, -torch.inf)

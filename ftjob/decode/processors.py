@@ -116,8 +116,8 @@ class Processors:
         return self.ends.shape[1] if plain else None
 
     def apply(self, logits: torch.Tensor, group: Comm) -> torch.Tensor | None:
-        """Edit logits [n * W, V/T] in place. Under beams with `hf` those of the lanes given back,
-        bool [n * W], are edited log-probabilities now."""
+        """Edit f32 logits [n * W, V/T] in place. Under beams with `hf` those of the lanes given
+        back, bool [n * W], are edited log-probabilities now."""
         n = len(logits) // self._width
         step = self._step(n)
         scores = logits.view(n, self._width, -1)

@@ -128,10 +128,11 @@ class Sampling:
         return edits, plan[0].kind, plan[0].most, self._ids.shape[1]
 
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
-        """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten."""
+        """See `Search`."""
         n = len(logits) // self.beams
         if kernels.used(self._device) and self._plain(n):
             return self._take(n, logits, group)
+        logits = logits.float()
         self._processors.apply(logits, group)
         choice = self._choose(n, logits, group)
         ids = choice.ids.view(n, self.beams)

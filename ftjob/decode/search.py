@@ -98,8 +98,8 @@ class Search(Protocol):
         first ones again."""
 
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
-        """One step of slots 0..n-1, from f32 logits [n * W, V/T], which may be overwritten. A row
-        that is finished already stays as it is."""
+        """One step of slots 0..n-1, from logits [n * W, V/T] of any float dtype, which may be
+        overwritten. A row that is finished already stays as it is."""
 
     def clear(self, first: int, stop: int) -> None:
         """The slots first..stop-1 hold no rows any more, and may be stepped all the same."""

@@ -22,8 +22,9 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 def highest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The `k` highest of f32 logits [M, V]: values [M, k] falling, columns [M, k] int64, equal
-    values by rising column, and log(sum(exp(logits))) [M]. k is at most V and `MOST`."""
+    """The `k` highest of logits [M, V] of any float dtype: values f32 [M, k] falling, columns
+    [M, k] int64, equal values by rising column, and log(sum(exp(logits))) f32 [M]. k is at most V
+    and `MOST`."""
     rows, columns = logits.shape
     parts = triton.cdiv(columns, COLUMNS)
     found = torch.empty((parts, rows, 2 * k + 1), device=logits.device)
@@ -111,7 +112,7 @@ def _find(
     left = part * COLUMNS + tl.arange(0, COLUMNS)
     inside = left < columns
     at = logits + row.to(tl.int64) * stride + left
-    held = tl.load(at, mask=inside, other=float("-inf"))
+    held = tl.load(at, mask=inside, other=float("-inf")).to(tl.float32)
     first = (part * rows + row) * (2 * K + 1)
     tl.store(found + first + 2 * K, _norm(held))
     for i in tl.static_range(K):

@@ -22,6 +22,8 @@ BASE, SOURCE, PREFIX, STEPS, MOST = range(5)
 FIELDS = 5
 # Programs that a GPU's processors need to be busy; a row's keys are split among several below it.
 PROGRAMS, MOST_SPLITS = 264, 16
+# Fewer pairs of a row and a head than this leave a processor few programs at once.
+FEW_PAIRS = 1024
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -35,18 +37,23 @@ class Way(NamedTuple):
     matrices: bool
 
 
-# For a single lane, for several, and in f32, which takes twice the registers. Of 16 to 256 keys and
-# 1 to 8 warps these were the fastest on an H100 at 20 to 600 keys a row;
+# For a single lane, the more programs the fewer keys at once; for several; and in f32, which takes
+# twice the registers. On an H200 at 20 to 600 keys a row these were the fastest or near it;
 # `python -m eval.bench.step_attention` asks the GPU at hand.
-ONE, SEVERAL = Way(32, 1, 1, False), Way(16, 1, 3, True)
+SINGLE, FEW, MANY = Way(64, 2, 1, False), Way(32, 1, 3, True), Way(16, 1, 3, True)
+SEVERAL = Way(32, 1, 1, True)
 ONE_F32, SEVERAL_F32 = Way(16, 1, 1, False), Way(16, 1, 3, True)
 
 
-def way_of(lanes: int, dtype: torch.dtype) -> Way:
-    """The way that is taken."""
+def way_of(lanes: int, dtype: torch.dtype, pairs: int) -> Way:
+    """The way that is taken for so many pairs of a row and a head."""
     if dtype == torch.float32:
         return ONE_F32 if lanes == 1 else SEVERAL_F32
-    return ONE if lanes == 1 else SEVERAL
+    if lanes > 1:
+        return SEVERAL
+    if splits_of(pairs) == MOST_SPLITS:
+        return SINGLE
+    return FEW if pairs < FEW_PAIRS else MANY
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,10 @@ class Scratch:
         )
 
 
-def splits_of(rows: int, heads: int) -> int:
-    """Into how many programs each row and head is split."""
+def splits_of(pairs: int) -> int:
+    """Into how many programs each of so many pairs of a row and a head is split."""
     splits = 1
-    while splits < MOST_SPLITS and rows * heads * splits < PROGRAMS:
+    while splits < MOST_SPLITS and pairs * splits < PROGRAMS:
         splits *= 2
     return splits
 
@@ -101,8 +108,8 @@ def step_attention(
     _, heads, cells, size = pool.shape
     lanes = q.shape[0] // rows
     out = torch.empty((q.shape[0], heads * size), dtype=q.dtype, device=q.device)
-    splits = splits_of(rows, heads)
-    way = way or way_of(lanes, q.dtype)
+    splits = splits_of(rows * heads)
+    way = way or way_of(lanes, q.dtype, rows * heads)
     early = starts_early(q.device)
     _look[(rows, heads, splits)](
         q,

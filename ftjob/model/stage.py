@@ -118,8 +118,9 @@ class Stage(nn.Module):
             target.copy_(part)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """[M, H] -> f32 [M, V/T]: this device's part of the vocabulary, padding at -inf."""
-        scores = self.scores(x).float()
+        """[M, H] -> [M, V/T] in the model's dtype: this device's part of the vocabulary, padding
+        at -inf."""
+        scores = self.scores(x)
         if self.true_columns < scores.shape[1]:
             scores[:, self.true_columns :] = -torch.inf
         return scores

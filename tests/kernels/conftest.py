@@ -18,6 +18,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
+def kind() -> str:
+    """Where jobs go the GPU's way: on a GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
 def pools(monkeypatch: pytest.MonkeyPatch) -> list[PoolLanes]:
     """From now on lanes are in pools, on a CPU too; those that were made."""
     made: list[PoolLanes] = []

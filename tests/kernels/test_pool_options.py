@@ -29,29 +29,32 @@ OPTIONS = [
     RowOptions(no_repeat_ngram=2, presence_penalty=0.4),
     RowOptions(top_p=0.9, seed=2),
 ]
-KINDS: dict[str, dict[str, Any]] = {
+ROWS: dict[str, dict[str, Any]] = {
     "mixed": {"beams": 1},
     "drawn alike": {"beams": 1, "top_k": 4, "seed": 5},
     "beams": {"beams": 2},
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_answers_are_the_cpus(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("rows", ROWS)
+def test_answers_are_the_cpus(
+    rows: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     model = lively("gpt2", 2)
     model.save_pretrained(tmp_path)
-    decode = {"max_new_tokens": 9, **KINDS[kind]}
-    job = generation_job(tmp_path, decode, model={"family": "gpt2"}, lanes=10, stop_every=2)
+    decode = {"max_new_tokens": 9, **ROWS[rows]}
+    about: dict[str, Any] = {"model": {"family": "gpt2"}, "lanes": 10, "stop_every": 2}
+    job = generation_job(tmp_path, decode, **about)
     options = [job.config.decode] * 7
-    if kind == "mixed":
+    if rows == "mixed":
         options = OPTIONS
-    elif kind == "beams":
+    elif rows == "beams":
         options = [job.config.decode, RowOptions(repetition_penalty=1.4)] * 3 + options[:1]
     limits = [9, 3, 9, 7, 9, 1, 8]
-    rows = requests_of(rows_for(model)[:7], limits, options)
-    expected = run_requests(job, rows)
+    requests = requests_of(rows_for(model)[:7], limits, options)
+    expected = run_requests(job, requests)
     pools: list[PoolLanes] = request.getfixturevalue("pools")
-    found = run_requests(job, rows)
+    found = run_requests(generation_job(tmp_path, decode, **about, device=kind), requests)
     assert len(pools) == 1
     for ours, theirs in zip(found, expected, strict=True):
         assert [h.ids for h in ours.hypotheses] == [h.ids for h in theirs.hypotheses]

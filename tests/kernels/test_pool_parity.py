@@ -39,21 +39,22 @@ CASES: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = MappingProxyTy
 SEEDS = {"gpt2": 2, "v1_0": 2, "v1_1": 4}
 
 
-def prepared(case: str, folder: Path, most: int, **more: Any) -> tuple[Any, Job]:
-    """transformers' model of a case, and a job that continues rows by `most` with what it saved."""
+def prepared(case: str, folder: Path, most: int, kind: str, **more: Any) -> tuple[Any, Job]:
+    """transformers' model of a case, and a job that continues rows by `most` with what it saved on
+    devices of a kind."""
     family, decode, batch = CASES[case]
     model = lively(family, SEEDS[family])
     model.save_pretrained(folder)
     about = {"family": "gpt2" if family == "gpt2" else "t5"}
     decode = {"max_new_tokens": most, **decode}
-    return model, generation_job(folder, decode, model=about, **{**batch, **more})
+    return model, generation_job(folder, decode, model=about, device=kind, **{**batch, **more})
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_answers_are_those_of_transformers(
-    case: str, pools: list[PoolLanes], tmp_path: Path
+    case: str, pools: list[PoolLanes], kind: str, tmp_path: Path
 ) -> None:
-    model, job = prepared(case, tmp_path, MOST)
+    model, job = prepared(case, tmp_path, MOST, kind)
     rows = rows_for(model)[:7]
     found = generate(job, rows, LIMITS[:7])
     for ids, most, answer in zip(rows, LIMITS[:7], found, strict=True):
@@ -75,7 +76,7 @@ def test_passes_of_few_sizes_give_the_answers_of_transformers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What fills entering passes up to a size of few changes nothing. By the GPU's kernels."""
-    model, job = prepared(case, tmp_path, 2, max_tokens=64)
+    model, job = prepared(case, tmp_path, 2, gpu.type, max_tokens=64)
     rows = rows_for(model)[:2]
     stage = DecoderStage if case == "greedy" else Seq2SeqStage
     read, sizes = stage.enter, []
@@ -95,6 +96,7 @@ def test_passes_of_few_sizes_give_the_answers_of_transformers(
     assert {*sizes} == {(64, 64 // QUERIES + job.plan.generation.refill + 1)}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu/test_out_of_memory.py is real")
 def test_without_memory_for_a_chunk_its_halves_enter(
     pools: list[PoolLanes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,11 +123,14 @@ def test_without_memory_for_a_chunk_its_halves_enter(
         assert len(lanes._extents._gaps) == 1
 
 
-def test_a_row_that_never_fits_is_refused(pools: list[PoolLanes], tmp_path: Path) -> None:
+def test_a_row_that_never_fits_is_refused(
+    pools: list[PoolLanes], kind: str, tmp_path: Path
+) -> None:
     """Nobody would ever make room for it."""
     model = lively("gpt2", SEEDS["gpt2"])
     model.save_pretrained(tmp_path)
-    job = generation_job(tmp_path, {"max_new_tokens": 3}, model={"family": "gpt2"}, lanes=2)
+    about: dict[str, Any] = {"model": {"family": "gpt2"}, "lanes": 2, "device": kind}
+    job = generation_job(tmp_path, {"max_new_tokens": 3}, **about)
     assert job.plan.generation is not None
     room = replace(job.plan.generation, cells=12)
     job = replace(job, plan=replace(job.plan, generation=room))

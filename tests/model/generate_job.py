@@ -31,9 +31,11 @@ def generation_job(
     tensor: int = 1,
     pipeline: int = 1,
     model: Mapping[str, Any] | None = None,
+    device: str = "cpu",
     **batch: Any,
 ) -> Job:
-    """A job that continues rows with the checkpoint in `folder`; its tokenizer is never asked."""
+    """A job that continues rows with the checkpoint in `folder` on devices of a kind; its tokenizer
+    is never asked."""
     given = {"checkpoint": str(folder), "family": "gpt2", **(model or {})}
     rows: dict[str, Any] = {"mode": "generate"}
     if given["family"] == "t5":
@@ -45,7 +47,7 @@ def generation_job(
         "dataset": rows,
         "parallel": {"tensor": tensor, "pipeline": pipeline, "data": 1},
     })  # fmt: skip
-    machine = Machine((tensor * pipeline,), "cpu", 1 << 33, "test")
+    machine = Machine((tensor * pipeline,), device, 1 << 33, "test")
     if (Path(folder) / "tokenizer.json").exists() or str(folder).startswith("builtin:"):
         return prepare(config, machine)
     source = open_model(config)
