@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from interpreted import bounded
 from triton.runtime.interpreter import GridExecutor
 
 from ftjob import kernels
@@ -15,6 +17,13 @@ from ftjob.decode.pool import PoolLanes
 from ftjob.kernels import few_rows_configs, linear_cpu, step_attention
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def inside() -> Iterator[None]:
+    """No kernel that is interpreted reads or writes beside its tensors."""
+    with bounded():
+        yield
 
 
 @pytest.fixture
