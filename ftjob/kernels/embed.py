@@ -29,6 +29,9 @@ def embed(
     out = torch.empty((len(ids), width), dtype=dtype, device=ids.device)
     padded = triton.next_power_of_2(width)
     if len(ids):
+        # the lanes of a row alone have one position, which expands to them in a step of 0
+        ids = ids.contiguous()
+        positions = None if positions is None else positions.contiguous()
         early = starts_early(ids.device)
         _embed[(len(ids),)](
             ids,

@@ -25,6 +25,15 @@ def test_parts_of_a_vocabulary_add_up_to_the_whole(dtype: torch.dtype, placed: b
     assert torch.equal((first.float() + second.float()).to(dtype), wanted.to(dtype))
 
 
+def test_one_position_for_several_ids() -> None:
+    """A view that repeats one number, as for the lanes of a row alone."""
+    tokens, table = torch.zeros(3, 8, device=DEVICE), torch.arange(24.0, device=DEVICE).view(3, 8)
+    ids = torch.tensor([0, 1, 2], device=DEVICE)
+    places = torch.tensor([2], device=DEVICE).unsqueeze(1).expand(1, 3).flatten()
+    assert places.stride() == (0,)
+    assert torch.equal(embed(ids, tokens, 0, places, table, torch.float32), table[places])
+
+
 def test_nothing_and_another_dtype() -> None:
     tokens = torch.ones(3, 8, dtype=torch.float16, device=DEVICE)
     empty = torch.zeros(0, dtype=torch.int64, device=DEVICE)

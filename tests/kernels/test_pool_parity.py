@@ -67,7 +67,7 @@ def test_answers_are_those_of_transformers(
     assert len(lanes._extents._gaps) == 1
 
 
-@pytest.mark.parametrize("case", ["greedy", "greedy T5"])
+@pytest.mark.parametrize("case", ["greedy", "beams", "greedy T5"])
 def test_passes_of_few_sizes_give_the_answers_of_transformers(
     case: str,
     pools: list[PoolLanes],
@@ -78,7 +78,7 @@ def test_passes_of_few_sizes_give_the_answers_of_transformers(
     """What fills entering passes up to a size of few changes nothing. By the GPU's kernels."""
     model, job = prepared(case, tmp_path, 2, gpu.type, max_tokens=64)
     rows = rows_for(model)[:2]
-    stage = DecoderStage if case == "greedy" else Seq2SeqStage
+    stage = Seq2SeqStage if case == "greedy T5" else DecoderStage
     read, sizes = stage.enter, []
 
     def enter(own: Stage, x: torch.Tensor, entry: Entry, *rest: Any) -> torch.Tensor:
