@@ -185,7 +185,8 @@ class Ends:
 def check_first_cause(job: Ends, case: Case) -> None:
     """In status.json, in the report, and on stderr once. Where rank 0 is gone, `report` merges what
     the others left."""
-    message = case.words[-1] if "test" in case.words[-1] else "no sign of life"
+    told = any(word in case.words[-1] for word in ("test", "run.deadline_s"))
+    message = case.words[-1] if told else "no sign of life"
     said = [s for s in job.ended.err.splitlines() if message in s and s.startswith("ftjob: rank")]
     if case.act != KILLED_ALONE:  # a launcher woken too late drops what it was to pass on
         assert len(said) == 1, job.ended.err

@@ -13,6 +13,9 @@ import torch
 
 # Steps that a GPU has ahead of it while flags travel.
 LAG = 1
+# Seconds between looks at whether something is here: a thread that looks all the time keeps the
+# interpreter from the process' other devices, whose launches then come late.
+PAUSE_S = 2e-5
 
 
 class Fetched:
@@ -37,7 +40,7 @@ class Fetched:
         but it must be no sign of life: a device that hangs has none."""
         while not self.here:
             check()
-            time.sleep(0)
+            time.sleep(PAUSE_S)
         return self.host
 
 

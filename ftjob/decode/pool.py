@@ -203,9 +203,8 @@ class PoolSight:
 
     def biased(self, bias: RelativeBias) -> PoolSight:
         """See `Sight`."""
-        every = bias.every.t().contiguous()
         held = (self._pool, self._table, self._rows, self._lineage, self._scratch)
-        return PoolSight(*held, self.positions, every)
+        return PoolSight(*held, self.positions, bias.by_head)
 
     def own(self, layer: int, qkv: torch.Tensor, scale: float) -> torch.Tensor:
         """See `Sight`."""

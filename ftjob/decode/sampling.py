@@ -11,7 +11,6 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from ftjob import kernels
@@ -236,12 +235,12 @@ class Sampling:
         close: list[tuple[int, float]] = []
         for lane, length in enumerate(lengths[: options.num_return_sequences].tolist()):
             ids: list[int] = every[:length, lane].tolist()
-            logprobs, shown, gaps = figures[:length, lane].T
-            total = math.fsum(logprobs.tolist())
-            own = shown.tolist() if options.token_logprobs else None
+            mine = figures[:length, lane]
+            total = math.fsum(mine[:, 0].tolist())
+            own = mine[:, 1].tolist() if options.token_logprobs else None
             reason = self._processors.reason(row, ids)
             found.append(Hypothesis(ids, total, total, reason, own))
-            close += [(int(i), float(gaps[i])) for i in np.flatnonzero(gaps < NEAR_TIE)]
+            close += [(i, gap) for i, gap in enumerate(mine[:, 2].tolist()) if gap < NEAR_TIE]
         return Generated(found, smallest_ties(close))
 
 

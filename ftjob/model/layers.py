@@ -81,6 +81,8 @@ class Linear(nn.Module):
         self.weight = parameter(outputs, inputs, dtype=stored, device=place)
         self.dtype = dtype
         self.bias = parameter(outputs, dtype=dtype, device=device) if bias else None
+        # a product that applies the activation wants a bias to add before
+        self._zeros = torch.zeros(outputs, dtype=dtype, device=device) if activation else None
         if weights == "int8":
             self.scale = parameter(outputs, dtype=torch.float32, device=device)
 
@@ -134,9 +136,10 @@ class Linear(nn.Module):
             return few_rows(
                 x, self.weight, self._arrived, scale=scale, bias=bias, activation=activation
             )
-        if bias is not None and self._fuses(x, activation):
-            gelu = activation == "gelu_tanh"
-            return torch._addmm_activation(bias, x, self.weight.t(), use_gelu=gelu)
+        if self._fuses(x, activation):
+            gelu, added = activation == "gelu_tanh", self._zeros if bias is None else bias
+            assert added is not None
+            return torch._addmm_activation(added, x, self.weight.t(), use_gelu=gelu)
         return activate(F.linear(x, self._weight_in(x.dtype), bias), activation)
 
     def _weight_in(self, dtype: torch.dtype) -> torch.Tensor:

@@ -51,6 +51,7 @@ class RelativeBias(nn.Module):
         every = torch.arange(-self.reach, self.reach + 1)
         found = buckets_of(every, both_ways, sizes.buckets, sizes.max_distance)
         self.buckets = found.to(kind[1])
+        self._by_head: torch.Tensor | None = None
 
     def forward(self, relative: torch.Tensor) -> torch.Tensor:
         """The f32 biases of key - query distances: int64 [...] -> [..., heads / T]. Beyond
@@ -59,6 +60,9 @@ class RelativeBias(nn.Module):
         return F.embedding(found, self.table).float()
 
     @property
-    def every(self) -> torch.Tensor:
-        """The f32 biases of the distances -`max_distance` to it: [2 * reach + 1, heads / T]."""
-        return F.embedding(self.buckets, self.table).float()
+    def by_head(self) -> torch.Tensor:
+        """The f32 biases of the distances -`max_distance` to it: [heads / T, 2 * reach + 1]. Made
+        once, when the table is filled: every decode step looks at them."""
+        if self._by_head is None:
+            self._by_head = F.embedding(self.buckets, self.table).float().t().contiguous()
+        return self._by_head

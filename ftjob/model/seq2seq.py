@@ -102,7 +102,7 @@ class Seq2SeqStage(Stage):
     def _masks(self, packing: SourcePacking, device: torch.device) -> list[torch.Tensor]:
         """The biases that the scores get, as `Attention.both_ways` takes them."""
         if packing.blocks is not None:
-            return [self.encoder_bias.every.t().contiguous()]
+            return [self.encoder_bias.by_head]
         places = torch.arange(packing.groups[0].width, device=device)  # of the longest
         bias: torch.Tensor = self.encoder_bias(places - places.unsqueeze(1))  # [query, key, heads]
         bias = bias.permute(2, 0, 1).contiguous().unsqueeze(0)  # [1, heads, query, key]
