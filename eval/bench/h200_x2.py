@@ -26,12 +26,12 @@ CAMPAIGN = Campaign(
         "Random weights of the right shape in bf16, greedy, every row as long as asked. A time "
         "runs from token ids on the host to answers on the host, without load, warm-up and "
         "capture; both sides of a pair lie ready in one process and run in turn on the same rows, "
-        "and a ratio is of the rounds that both have. Of a set of rows that are continued the "
-        "later half of the answers is timed, its end included: threads are made anew for each "
-        "pass, because stages wait for more rows until they are told that there are none, and "
-        "capture their steps in the first half. Whole runs are the command itself, one launch a "
-        "side: rows one by one are timed from answer to answer in the journal. What is given of "
-        "FasterTransformer was measured before on one and two H200s.",
+        "and a ratio is of the rounds that both have. Sets of rows that are continued are timed "
+        "from the first chunk given to the last answer, their end included, on threads made anew "
+        "for each pass, because stages wait for more rows until they are told that there are "
+        "none. Whole runs are the command itself, one launch a side: rows one by one are timed "
+        "from answer to answer in the journal. What is given of FasterTransformer was measured "
+        "before on one and two H200s.",
     ),
     render_sides,
 )

@@ -89,7 +89,10 @@ def continued(devices: Devices, pairs: Sequence[Pair], ids: Sequence[list[int]])
     """A pass over rows of such ids, each continued to the length of its pair. The threads are made
     anew for each pass, outside of its time: they end with their rows. So each captures its steps,
     which is outside of its time too."""
-    requests = requests_of(pairs, ids)
+    requests = [
+        GenerateRequest(Row(i, i + 1, str(i).encode(), None), str(i), source, pair.target)
+        for i, (source, pair) in enumerate(zip(ids, pairs, strict=True))
+    ]
 
     def judge(answers: list[Any]) -> Outcome:
         if len(answers) != len(requests):
@@ -104,30 +107,6 @@ def continued(devices: Devices, pairs: Sequence[Pair], ids: Sequence[list[int]])
         devices.start,
         lambda: ready_phases(devices.phases).get("capture", 0.0),
     )
-
-
-def later_half(devices: Devices, pairs: Sequence[Pair], ids: Sequence[list[int]]) -> float:
-    """Seconds from the answer that completes the first half of such a pass to its end, on threads
-    made anew. They capture in the first half, each at its time while others wait."""
-    devices.start()
-    answers, middle = 0, 0.0
-    for request, answer in devices.answers(formed(devices.job, requests_of(pairs, ids))):
-        check_length_of(request, answer)
-        answers += 1
-        if answers == len(pairs) // 2:
-            middle = time.perf_counter()
-    seconds = time.perf_counter() - middle
-    if answers != len(pairs):
-        raise RuntimeError(f"{answers} answers to {len(pairs)} rows")
-    return seconds
-
-
-def requests_of(pairs: Sequence[Pair], ids: Sequence[list[int]]) -> list[GenerateRequest]:
-    """Rows of such ids, each continued to the length of its pair."""
-    return [
-        GenerateRequest(Row(i, i + 1, str(i).encode(), None), str(i), source, pair.target)
-        for i, (source, pair) in enumerate(zip(ids, pairs, strict=True))
-    ]
 
 
 def formed(job: Job, requests: Sequence[Request]) -> Iterator[Chunk]:

@@ -144,14 +144,14 @@ def timed_sides() -> Iterator[Timed]:
             continue
         lengths = pair.times * sets["lambada"] if pair.kind == "lambada" else ()
         if pair.kind == "set":
-            lengths = pair.rows // 2 * (Lengths(pair.given, pair.new),)  # that are timed
+            lengths = pair.rows * (Lengths(pair.given, pair.new),)
         sizes: tuple[str, ...] = ()
         if pair.kind == "launched rows":
             wanted = ("batch=1", f"input_len={pair.given}", f"output_len={pair.new}")
             sizes = tuple(f"bench.{size}" for size in wanted)
         for side in pair.sides:
             made = next(c for c in two[pair.name]["contenders"] if c["name"] == side.name)
-            gpus = 1 if side.name.startswith("one GPU") else 2
+            gpus = 1 if side.name == "one GPU" else 2
             yield Timed(
                 pair.title,
                 side.name,

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, Protocol
 
 from eval.bench import newstest
 from eval.bench.campaign import told
 from eval.bench.devices import Devices
-from eval.bench.passes import later_half, nothing, one_pass, scored, translation_job
+from eval.bench.passes import continued, nothing, one_pass, scored, translation_job
 from eval.bench.peer import Timed
 from eval.bench.scoring import lambada_job
 from eval.bench.workloads_x2 import Pair, Side
@@ -54,7 +53,7 @@ class SizeSide:
 
 
 class PassSide:
-    """LAMBADA's rows, scored, or a set of rows to be continued, of which the later half counts."""
+    """LAMBADA's rows, scored, or a set of rows to be continued, in passes."""
 
     def __init__(self, pair: Pair, side: Side, stack: ExitStack) -> None:
         overrides = (*pair.overrides, *side.overrides)
@@ -62,20 +61,20 @@ class PassSide:
             job, once = lambada_job(overrides, os.environ)
             requests = [request for request in once for _ in range(pair.times)]
             self._devices = Devices(job)
-            self._seconds = partial(one_pass, scored(self._devices, requests))
+            self._runner = scored(self._devices, requests)
             self._tokens = sum(len(r.ids) for r in requests)
         else:
             lengths = [newstest.Pair(pair.given, pair.new)] * pair.rows
             job = translation_job(overrides, lengths)
             ids = newstest.random_ids(lengths, job.source.arch.vocab)
             self._devices = Devices(job)
-            self._seconds = partial(later_half, self._devices, lengths, ids)
-            self._tokens = (pair.rows - pair.rows // 2) * pair.new
+            self._runner = continued(self._devices, lengths, ids)
+            self._tokens = pair.rows * pair.new
         stack.callback(self._devices.stop)
         self._made = nothing(side.name)
 
     def turn(self, counted: bool) -> None:
-        seconds = self._seconds()
+        seconds = one_pass(self._runner)
         if counted:
             self._made["seconds"].append(seconds)
         else:

@@ -30,8 +30,7 @@ class Side:
 @dataclass(frozen=True)
 class Pair:
     """Sides that do the same work. `kind`: a size of `ftjob bench`; LAMBADA's rows `times` over; so
-    many (`rows`) continued from `given` tokens to `new` more as one set, of which the later half is
-    timed; or such rows one by one,
+    many (`rows`) continued from `given` tokens to `new` more as one set; or such rows one by one,
     or LAMBADA's, by whole runs of `python -m ftjob`, whose answers are timed as they reach the
     journal. `figure` is the time that counts: of a run or set, of a decode step, or of a row."""
 
@@ -55,7 +54,8 @@ ONE, TENSOR, PIPELINE, DATA = map(_layout, ("t1p1d1", "t2p1d1", "t1p2d1", "t1p1d
 # Of two ranks with a device each.
 TENSOR_RANKS = ("cluster.devices_per_node=1", "parallel.tensor=2")
 DATA_RANKS = ("cluster.devices_per_node=1",)
-# Of the larger model one GPU has no room for the caches of the wider ones.
+# Two GPUs have room for the caches of twice as many rows; of the larger model one has it for fewer
+# than the wider ones.
 NARROW, WIDE = "batch.lanes=512", "batch.lanes=1024"
 PAIRS = (
     Pair(
@@ -112,7 +112,8 @@ PAIRS = (
         random_model("gpt6b7"),
         (
             Side("one GPU, 512 lanes", (*ONE, NARROW)),
-            Side("pipeline 2, 512 lanes", (*PIPELINE, NARROW), over=1.8),
+            Side("pipeline 2, 512 lanes", (*PIPELINE, NARROW)),
+            Side("pipeline 2, 1024 lanes", (*PIPELINE, WIDE), over=1.8),
         ),
         rows=1024,
         given=128,

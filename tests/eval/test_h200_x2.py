@@ -106,7 +106,7 @@ def test_campaign(campaign: Run, tmp_path: Path, capsys: pytest.CaptureFixture[s
             assert "load" in side["phases"]
             assert len(figures(entry, side["name"])) == 2
     assert made["step"]["steps"] == 5
-    assert {side["tokens"] for side in made["set"]["contenders"]} == {25}
+    assert {side["tokens"] for side in made["set"]["contenders"]} == {50}
     assert str(tmp_path) not in json.dumps(raw)
     report = (tmp_path / "h200-x2.md").read_text(encoding="utf-8")
     assert report == render_sides("h200-x2", raw)
