@@ -151,7 +151,7 @@ def timed_sides() -> Iterator[Timed]:
             sizes = tuple(f"bench.{size}" for size in wanted)
         for side in pair.sides:
             made = next(c for c in two[pair.name]["contenders"] if c["name"] == side.name)
-            gpus = 1 if side.name == "one GPU" else 2
+            gpus = 1 if side.name.startswith("one GPU") else 2
             yield Timed(
                 pair.title,
                 side.name,

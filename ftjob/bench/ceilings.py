@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ SIDE = MappingProxyType({"cuda": 8192, "cpu": 1024})
 SMALLEST_SIDE, SMALLEST_COPY = 1024, 1 << 24
 ROUNDS, WARM = 15, 3
 BUSY_S = 1.0
+# The allocator's pool for everything that is not captured.
+SHARED_POOL = (0, 0)
 ASKED = ("name", "driver_version", "clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 
 
@@ -127,9 +129,10 @@ def ask_card(uuid: str) -> dict[str, str] | None:
 
 
 class PeakMemory:
-    """The most memory taken since it was made: of the fullest GPU what torch holds there, that of
-    captured passes with it, of a CPU the process's resident set (VmHWM of proc(5), which writing 5
-    to clear_refs resets)."""
+    """The most memory taken since it was made: of the fullest GPU what tensors took there, with
+    what captured passes keep besides, of a CPU the process's resident set (VmHWM of proc(5), which
+    writing 5 to clear_refs resets). What torch's allocator has at hand for the next tensor is not
+    counted: it gives that back where memory is short."""
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
         self._gpus = [device for device in devices if device.type == "cuda"]
@@ -144,6 +147,20 @@ class PeakMemory:
     def bytes(self) -> int:
         """The peak so far."""
         if self._gpus:
-            return max(map(torch.cuda.max_memory_reserved, self._gpus))
+            segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+            return max(
+                torch.cuda.max_memory_allocated(gpu) + graph_bytes(segments, gpu)
+                for gpu in self._gpus
+            )
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def graph_bytes(segments: Sequence[Mapping[str, Any]], gpu: torch.device) -> int:
+    """Bytes of a GPU that captured work keeps and that no tensor has, from the allocator's segments
+    (`torch.cuda.memory_snapshot`): those in pools that are nobody else's."""
+    return sum(
+        int(segment["total_size"]) - int(segment["allocated_size"])
+        for segment in segments
+        if segment["device"] == gpu.index and tuple(segment["segment_pool_id"]) != SHARED_POOL
+    )
