@@ -18,7 +18,7 @@ from eval.bench.workloads import PEERS, Workload
 from ftjob.batching import Chunk, chunks
 from ftjob.bench.ceilings import Ceilings
 from ftjob.bench.cells import BASE, endless
-from ftjob.bench.measure import check_length_of, ready_phases, torch_devices
+from ftjob.bench.measure import captured_s, check_length_of, ready_phases, torch_devices
 from ftjob.bench.roofline import Sizes, scoring
 from ftjob.config.compose import compose
 from ftjob.device import DTYPES
@@ -105,7 +105,7 @@ def continued(devices: Devices, pairs: Sequence[Pair], ids: Sequence[list[int]])
         lambda: list(devices.answers(formed(devices.job, requests))),
         judge,
         devices.start,
-        lambda: ready_phases(devices.phases).get("capture", 0.0),
+        lambda: captured_s(devices.phases),
     )
 
 

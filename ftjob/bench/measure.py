@@ -203,6 +203,16 @@ def ready_phases(phases: Phases) -> dict[str, float]:
     return {name: round(seconds, 4) for name, seconds in found.items()}
 
 
+def captured_s(phases: Phases) -> float:
+    """Seconds in which some device captured its work: the others wait for what it hands on."""
+    found = [p for p in phases.as_list() if p["name"] == "capture"]
+    total = end = 0.0
+    for phase in sorted(found, key=lambda p: float(p["start_s"])):
+        total += max(0.0, phase["end_s"] - max(end, phase["start_s"]))
+        end = max(end, phase["end_s"])
+    return total
+
+
 def _rates(
     job: Job,
     cell: Cell,

@@ -21,13 +21,14 @@ class Extents:
         before = list(self._gaps)
         starts = []
         for size in sizes:
-            found = next((i for i, (a, b) in enumerate(self._gaps) if b - a >= size), None)
-            if found is None:
+            for at, (start, end) in enumerate(self._gaps):
+                if end - start >= size:
+                    self._gaps[at : at + 1] = [(start + size, end)] if start + size < end else []
+                    starts.append(start)
+                    break
+            else:
                 self._gaps = before
                 return None
-            start, end = self._gaps[found]
-            starts.append(start)
-            self._gaps[found : found + 1] = [(start + size, end)] if start + size < end else []
         return starts
 
     def give(self, start: int, size: int) -> None:

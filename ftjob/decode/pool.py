@@ -8,6 +8,7 @@ as `Lanes`; `kernels/step_attention` reads the table.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -135,7 +136,7 @@ class PoolLanes:
     @property
     def rows(self) -> int:
         """See `Lanes`."""
-        return next(rung for rung in self._rungs if rung >= self._books.rows)
+        return self._rungs[bisect_left(self._rungs, self._books.rows)]
 
     @property
     def kind(self) -> Hashable:

@@ -17,7 +17,7 @@ from ftjob.launch.slurm import Submitted
 from ftjob.results.folder import SUBMISSION, read_json_file
 from ftjob.results.page import render_terminal
 from ftjob.results.statuses import merged_status, throughput
-from ftjob.results.summary import collect, finish, write_report
+from ftjob.results.summary import collect, finish, rows_wanted, write_report
 
 POLL_S = 1.0
 # Slurm shows an end for a moment too where the job comes back.
@@ -100,13 +100,12 @@ def _progress(job: Submitted) -> str:
         return ""
     attempt = statuses[-1]["attempt"]
     done, failed = (sum(s[key] for s in statuses) for key in ("rows", "failed"))
-    total = max(int(s["dataset"]["total"]) for s in statuses)
-    total = total if job.limit is None else min(total, job.limit)
+    total = rows_wanted(statuses, job.limit)
     speed = throughput([s for s in statuses if s["attempt"] == attempt])
     rate = float(speed["rows_per_s"])
-    eta = f"{max(0, total - done) / rate:.0f}s" if rate and total else "?"
+    eta = "?" if total is None or not rate else f"{max(0, total - done) / rate:.0f}s"
     return (
-        f" attempt={attempt} rows={done}/{total or '?'} rows_per_s={rate:.1f} "
+        f" attempt={attempt} rows={done}/{'?' if total is None else total} rows_per_s={rate:.1f} "
         f"tokens_per_s={float(speed['tokens_per_s']):.0f} eta={eta} failed={failed}"
     )
 

@@ -287,13 +287,18 @@ def _dataset(ranks: list[Json]) -> Json:
     return found
 
 
+def rows_wanted(ranks: list[Json], limit: int | None) -> int | None:
+    """How many rows a run is over, by its ranks' status; None before its data set was read
+    through."""
+    dataset = _dataset(ranks)
+    wanted: int = dataset["total"] if limit is None else min(limit, dataset["total"])
+    return wanted if dataset.get("whole") or wanted == limit else None
+
+
 def _progress(config: JobConfig, score: Score, ranks: list[Json]) -> Json:
-    """How far a run is that goes on: rows done, of how many, once its data set was read through."""
-    dataset, limit = _dataset(ranks), config.dataset.limit
-    wanted = dataset["total"] if limit is None else min(limit, dataset["total"])
-    known = dataset.get("whole") or wanted == limit
+    """How far a run is that goes on: rows done, of how many, as far as that is known."""
     done = score.answered + score.skipped + score.failed
-    return {"done": done, "of": wanted if known else None}
+    return {"done": done, "of": rows_wanted(ranks, config.dataset.limit)}
 
 
 def _notes(model: Json, config: JobConfig) -> list[str]:

@@ -10,11 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ftjob.bench import ceilings as measured
+from ftjob.bench.ceilings import graph_bytes
 from ftjob.bench.cells import BASE, Cell, Rows, cell_job, sizes_of
 from ftjob.bench.devices import LocalDevices
-from ftjob.bench.measure import apart, check_length_of, planned_bytes, predicted, summary
+from ftjob.bench.measure import (
+    apart,
+    captured_s,
+    check_length_of,
+    planned_bytes,
+    predicted,
+    summary,
+)
 from ftjob.bench.roofline import Sizes
 from ftjob.commands.bench import main, render
 from ftjob.config.compose import compose
@@ -56,6 +65,7 @@ def test_job_runs_all_rows_at_once_to_their_full_length() -> None:
     room = job.plan.generation
     assert room is not None
     assert (room.slots, room.beams, job.plan.max_tokens) == (6, 4, 120)
+    assert room.refill == 6, "all enter at once, and passes are filled up for so many"
     assert room.cells == 6 * (20 + 4 * 5)
     assert job.source.specials.ends == ()
     assert job.config.decode.max_new_tokens == 5
@@ -315,6 +325,23 @@ def known(overrides: list[str]) -> Rates:
     rates = rates_of(compose([*BASE, DEMO, *overrides]), "cpu")
     assert rates is not None
     return rates
+
+
+def test_captures_of_several_devices_are_counted_once() -> None:
+    """As long as some device captures: those side by side at once, those in turn both."""
+    phases = Phases(origin=0.0)
+    for device, start, end in ((0, 1.0, 2.0), (1, 1.5, 2.5), (1, 4.0, 4.25), (0, 4.1, 4.2)):
+        phases.add("capture", start, end, device)
+        phases.add("decode", end, end + 0.1, device)
+    assert captured_s(phases) == pytest.approx(1.5 + 0.25)
+
+
+def test_memory_of_captured_work_is_that_of_its_own_pools() -> None:
+    every = [
+        {"device": d, "total_size": 100, "allocated_size": used, "segment_pool_id": pool}
+        for d, used, pool in ((0, 30, (0, 0)), (0, 25, (0, 1)), (0, 100, (0, 2)), (1, 0, (0, 1)))
+    ]
+    assert graph_bytes(every, torch.device("cuda", 0)) == 75
 
 
 def test_what_was_captured_within_the_runs_is_told() -> None:
