@@ -62,6 +62,7 @@ class Case:
             for matrices in (True, False) if self.lanes == 1 else (True,):
                 if keys // warps >= 8:
                     found.append(Way(keys, warps, stages, matrices))
+        found += [Way(keys, 1, stages, True) for keys, stages in ((16, 4), (16, 6), (32, 4))]
         return list(dict.fromkeys(found))
 
 
