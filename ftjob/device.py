@@ -156,7 +156,8 @@ class DeviceThread(threading.Thread):
         kind = (DTYPES[self.job.config.model.dtype], self.device)
         about = (self.job, self.spec, stage, self.wires, kind, self.pulse)
         generator = Generator(*about, self._working, self._capturing, self._halved)
-        chunks = warm.to_continue(self.job.source.arch, self.job.plan)
+        arch, config, gpu = self.job.source.arch, self.job.config, self.device.type == "cuda"
+        chunks = warm.to_continue(arch, self.job.plan, config.decode, gpu)
         self.phase = "warm-up"
         for _ in generator.run(lambda: next(chunks, None)):
             pass

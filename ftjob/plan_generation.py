@@ -45,6 +45,13 @@ class Generation:
         return self.beams * (self.stop_every - 1)
 
 
+def rungs(slots: int) -> list[int]:
+    """The numbers of rows that a GPU's steps have: 1, 2, 3, 4, 6, 8, 12, ... up to all slots. So
+    there are few kinds of steps, and at most a third of a step's rows are none."""
+    found = sorted({2**i for i in range(20)} | {3 * 2**i for i in range(20)})
+    return [rung for rung in found if rung < slots] + [slots]
+
+
 def slots_of(config: JobConfig, device: str) -> int:
     """Rows that one micro-batch decodes at once; a replica has as many micro-batches as stages.
 

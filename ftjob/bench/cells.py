@@ -136,7 +136,8 @@ def endless(job: Job, rows: int, longest: int, new: int) -> Job:
     source = replace(job.source, specials=replace(job.source.specials, ends=()))
     room = job.plan.generation
     assert room is not None
-    first = next(to_continue(source.arch, job.plan))  # it enters before all others
+    # it enters before all others
+    first = next(to_continue(source.arch, job.plan, job.config.decode, gpu=False))
     warm = widest(first.requests, room.beams)
     cells = max(warm, rows * (longest + room.beams * new))
     room = replace(room, cells=min(room.cells, cells))

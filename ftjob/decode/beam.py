@@ -26,6 +26,7 @@ from ftjob.decode.search import (
     ancestry,
     grown,
     smallest_ties,
+    steps_at_first,
 )
 from ftjob.model.arrays import Array, sent
 from ftjob.tasks.base import Generated, Hypothesis
@@ -84,11 +85,12 @@ class BeamSearch:
         self._open = torch.zeros((slots, width), device=device)  # cum_logprob of the open beams
         # Per step and lane, the token and the lane before it, and its own log-probability. One
         # column more than there are steps: there a finished row's steps go to waste.
-        self._history = torch.zeros((slots, 1, width), dtype=torch.int64, device=device)
-        self._logprobs = torch.zeros((slots, 1, width), device=device)
-        self._gaps = torch.zeros((slots, 1), device=device)
+        steps = steps_at_first(decode) + 1
+        self._history = torch.zeros((slots, steps, width), dtype=torch.int64, device=device)
+        self._logprobs = torch.zeros((slots, steps, width), device=device)
+        self._gaps = torch.zeros((slots, steps), device=device)
         # length ** length_penalty behind each step
-        self._power = torch.ones((slots, 1), device=device)
+        self._power = torch.ones((slots, steps), device=device)
         # The pool, best first: score, cum_logprob, the last token's own; how each one ended.
         self._pool = torch.zeros((slots, width, 3), device=device)
         self._endings = torch.zeros((slots, width), dtype=torch.int64, device=device)
@@ -108,9 +110,8 @@ class BeamSearch:
         limits, options = [row.limit for row in rows], [row.options for row in rows]
         columns = max(limits) + 1
         if columns > self._history.shape[1]:
-            self._history = grown(self._history, columns)
+            self._history, self._power = grown(self._history, columns), grown(self._power, columns)
             self._logprobs, self._gaps = grown(self._logprobs, columns), grown(self._gaps, columns)
-            self._power = grown(self._power, columns)
         ends = max(len(self._processors.ends_of(row)) + len(row.options.stops) for row in rows)
         diverse = any(o.beam_search_diversity_rate for o in options)
         if ends > self._ends or diverse > self._diverse:
@@ -157,8 +158,7 @@ class BeamSearch:
 
     def advance(self, logits: torch.Tensor, group: Comm) -> Advance:
         """See `Search`."""
-        width, looks = self.beams, self._looks
-        n = logits.shape[0] // width
+        width, looks, n = self.beams, self._looks, len(logits) // self.beams
         if kernels.used(logits.device) and (taken := self._taken(n, logits, group)) is not None:
             return taken
         logits = logits.float()

@@ -23,6 +23,7 @@ from ftjob.decode.search import (
     ancestry,
     grown,
     smallest_ties,
+    steps_at_first,
 )
 from ftjob.model.arrays import Array, sent
 from ftjob.tasks.base import Generated, Hypothesis
@@ -69,9 +70,10 @@ class CompetingBeams:
         self._ranked = torch.zeros((slots, width + 1), device=device)
         # Per step and lane, the token and the lane before it, and its own log-probability. One
         # column more than there are steps: there a finished row's steps go to waste.
-        self._history = torch.zeros((slots, 1, width), dtype=torch.int64, device=device)
-        self._logprobs = torch.zeros((slots, 1, width), device=device)
-        self._gaps = torch.zeros((slots, 1), device=device)
+        steps = steps_at_first(decode) + 1
+        self._history = torch.zeros((slots, steps, width), dtype=torch.int64, device=device)
+        self._logprobs = torch.zeros((slots, steps, width), device=device)
+        self._gaps = torch.zeros((slots, steps), device=device)
 
     def enter(self, first: int, rows: Sequence[SearchRow]) -> None:
         """New rows into slots `first`..."""

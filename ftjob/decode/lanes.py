@@ -153,12 +153,19 @@ class CohortLanes:
 
 
 def make_lanes(
-    arch: Arch, layers: int, ways: int, books: Books, room: Generation, kind: Kind
+    arch: Arch,
+    layers: int,
+    ways: int,
+    books: Books,
+    room: Generation,
+    kind: Kind,
+    steps: int = 1,
 ) -> Lanes:
-    """The lanes of a micro-batch of `books` for `layers` layers cut `ways` ways."""
+    """The lanes of a micro-batch of `books` for `layers` layers cut `ways` ways. Rows come to so
+    many `steps`, as far as is known."""
     if kind[1].type == "cpu":
         return CohortLanes(arch, layers, ways, books, room.slots, room.beams, kind)
     # imported here because a machine without a GPU may be without triton
     from ftjob.decode.pool import PoolLanes
 
-    return PoolLanes(arch, layers, ways, books, room, kind)
+    return PoolLanes(arch, layers, ways, books, room, kind, steps)

@@ -17,7 +17,7 @@ from ftjob.decode.cohorts import Books, Cohort
 from ftjob.decode.graphs import Graphs, Passes
 from ftjob.decode.lanes import make_lanes
 from ftjob.decode.looks import LAG, Looks
-from ftjob.decode.search import Harvest, SearchRow, make_search
+from ftjob.decode.search import Harvest, SearchRow, make_search, steps_at_first
 from ftjob.job import Job
 from ftjob.model.attention import Keep
 from ftjob.model.fill import Fill
@@ -40,7 +40,8 @@ class MicroBatch:
         assert room is not None
         layers = spec.last_layer - spec.first_layer
         self.books = Books(room, arch.seq2seq)
-        self.lanes = make_lanes(arch, layers, job.plan.tensor, self.books, room, kind)
+        steps = steps_at_first(decode)
+        self.lanes = make_lanes(arch, layers, job.plan.tensor, self.books, room, kind, steps)
         ends = job.source.specials.ends
         self.search = (
             make_search(decode, ends, room.slots, arch.vocab, kind[1], arch.seq2seq)

@@ -35,23 +35,24 @@ from ftjob.model.arrays import Arena, sent, to_device
 from ftjob.model.attention import Keep, Sight
 from ftjob.model.layers import Kind
 from ftjob.model.relative import RelativeBias
-from ftjob.plan_generation import Generation
+from ftjob.plan_generation import Generation, rungs
 from ftjob.tasks.base import GenerateRequest
 
 
-def rungs(slots: int) -> list[int]:
-    """The numbers of rows that steps have: 1, 2, 3, 4, 6, 8, 12, ... up to all slots. So there are
-    few kinds of steps, and at most a third of a step's rows are none."""
-    found = sorted({2**i for i in range(20)} | {3 * 2**i for i in range(20)})
-    return [rung for rung in found if rung < slots] + [slots]
-
-
 class PoolLanes:
-    """`Lanes` in a pool of the cells of `room`. Places behind the rows at work hold rows that are
+    """`Lanes` in a pool of the cells of `room`, for rows of so many `steps`, and longer ones when
+    they come. Places behind the rows at work hold rows that are
     none: they look at and write over cells that nobody has."""
 
     def __init__(
-        self, arch: Arch, layers: int, ways: int, books: Books, room: Generation, kind: Kind
+        self,
+        arch: Arch,
+        layers: int,
+        ways: int,
+        books: Books,
+        room: Generation,
+        kind: Kind,
+        steps: int = 1,
     ) -> None:
         dtype, device = kind
         self._seq2seq, self._positions, self._device = arch.seq2seq, arch.positions, device
@@ -70,7 +71,7 @@ class PoolLanes:
         self._table[:, MOST] = 1
         self._tokens = torch.zeros(room.slots + 1, self._width, dtype=torch.int64, device=device)
         self._identity = torch.arange(self._width, dtype=torch.int32, device=device).view(1, -1, 1)
-        self._lineage = self._identity.repeat(room.slots + 1, 1, 1)
+        self._lineage = self._identity.repeat(room.slots + 1, 1, _lineage_columns(steps))
         self._scratch = Scratch.of(self._width, size, device)
         self._entering: torch.Tensor | None = None
 
@@ -95,8 +96,7 @@ class PoolLanes:
             self._held[row.key] = start, size
         most = max(row.max_new_tokens for row in cohort.rows)
         if self._width > 1 and most > self._lineage.shape[2]:
-            columns = 1 << (most - 1).bit_length()
-            larger = self._identity.repeat(self._slots + 1, 1, columns)
+            larger = self._identity.repeat(self._slots + 1, 1, _lineage_columns(most))
             larger[:, :, : self._lineage.shape[2]] = self._lineage
             self._lineage = larger
         read = [len(row.ids) - (0 if self._seq2seq else 1) for row in cohort.rows]
@@ -183,6 +183,10 @@ class PoolLanes:
         at = sent(order, self._device, torch.int64)
         for state in (self._table, self._tokens, *([self._lineage] if self._width > 1 else [])):
             state[:before] = state[at]
+
+
+def _lineage_columns(steps: int) -> int:
+    return 1 << (steps - 1).bit_length()
 
 
 class PoolSight:

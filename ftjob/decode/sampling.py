@@ -22,7 +22,14 @@ from ftjob.decode.choose import Choice, Draws
 from ftjob.decode.draws import uniform
 from ftjob.decode.logits import top_logprobs
 from ftjob.decode.processors import NOBODY, Processors
-from ftjob.decode.search import Advance, Harvest, SearchRow, grown, smallest_ties
+from ftjob.decode.search import (
+    Advance,
+    Harvest,
+    SearchRow,
+    grown,
+    smallest_ties,
+    steps_at_first,
+)
 from ftjob.model.arrays import Array, sent
 from ftjob.tasks.base import NEAR_TIE, Generated, Hypothesis
 
@@ -68,8 +75,9 @@ class Sampling:
         self._limit = torch.zeros((slots, 1), dtype=torch.int64, device=device)
         self._done = torch.ones((slots, width), dtype=torch.bool, device=device)
         # One column more than there are tokens: there a finished lane's steps go to waste.
-        self._ids = torch.zeros((slots, 1, width), dtype=torch.int64, device=device)
-        self._figures = torch.zeros((slots, 1, width, FIGURES), device=device)
+        steps = steps_at_first(decode) + 1
+        self._ids = torch.zeros((slots, steps, width), dtype=torch.int64, device=device)
+        self._figures = torch.zeros((slots, steps, width, FIGURES), device=device)
         # top_k, seed, the row's hash, the id that resets top_p: [slots, 4]
         self._whole = torch.ones((slots, 4), dtype=torch.int64, device=device)
         # top_p at first, its decay and least: [slots, 3]; and what it is now

@@ -22,6 +22,8 @@ from ftjob.tasks.base import NEAR_TIE, Generated, GenerateRequest
 
 # A token and the beam it continues in one number; in a pool of beams below the step as well.
 TOKEN_BITS, BEAM_BITS = 32, 8
+# For more steps than these states grow when they are asked for.
+FIRST_STEPS = 2048
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,12 @@ def make_search(
     if decode.convention == "ft" and not seq2seq:
         return CompetingBeams(decode, ends, slots, vocab, device)
     return BeamSearch(decode, ends, slots, vocab, device)
+
+
+def steps_at_first(decode: DecodeConfig) -> int:
+    """For how many steps states have columns before a row asks for more: what they are stays the
+    same for most runs, and so does what was captured with them."""
+    return min(decode.max_new_tokens, FIRST_STEPS)
 
 
 def grown(state: torch.Tensor, columns: int) -> torch.Tensor:

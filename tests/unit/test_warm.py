@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ftjob import warm
+from ftjob.config.groups import DecodeConfig
 from ftjob.model.arch import Arch
 from ftjob.plan import Machine, Plan
 from ftjob.plan_generation import Generation
@@ -50,7 +51,8 @@ def test_rows_to_score(
 
 
 def test_a_row_to_continue_stays_in_the_vocabulary() -> None:
-    (chunk,) = warm.to_continue(arch(3, 16), planned(Generation(8, 1, 2, 99, 1, 0), 512, 0))
+    plan = planned(Generation(8, 1, 2, 99, 1, 0), 512, 0)
+    (chunk,) = warm.to_continue(arch(3, 16), plan, DecodeConfig(), gpu=False)
     (request,) = chunk.requests
     assert max(request.ids) < 3
 
@@ -74,7 +76,8 @@ def test_rows_that_enter_have_every_size(
     is a step."""
     model = replace(arch(5, positions), encoder_layers=int(seq2seq))
     room = Generation(4 * refill, 1, refill, cells, 1, 0)
-    _, *chunks = warm.to_continue(model, planned(room, 2048, 512, stages=2))
+    plan = planned(room, 2048, 512, stages=2)
+    _, *chunks = warm.to_continue(model, plan, DecodeConfig(), gpu=False)
     besides = 0 if seq2seq else 1
     sizes = [sum(len(r.ids) - besides for r in chunk.requests) for chunk in chunks]
     assert sizes == [size for size in made for _ in range(2)]
@@ -86,3 +89,26 @@ def test_rows_that_enter_have_every_size(
             assert isinstance(row, GenerateRequest)
             assert len(row.ids) > besides
             assert positions is None or len(row.ids) + row.max_new_tokens - 1 <= positions
+
+
+@pytest.mark.parametrize(
+    ("positions", "cells", "made"),
+    [(1024, 10**6, 8), (8 + 4 + 3 * 7, 10**6, 8), (8 + 4 + 3 * 7 - 1, 10**6, 0), (None, 419, 0)],
+)
+def test_rows_that_leave_fit_the_model_and_the_cache(
+    positions: int | None, cells: int, made: int
+) -> None:
+    """12 slots have 7 numbers of rows, with a look every 3 steps; the longest row takes 8 tokens,
+    25 steps and 2 steps more before it is looked at."""
+    room = Generation(12, 1, 3, cells, 3, 0)
+    plan = planned(room, 2048, 0, stages=2)
+    chunks = list(warm.to_continue(arch(5, positions), plan, DecodeConfig(), gpu=True))
+    rows = [row for chunk in chunks for row in chunk.requests]
+    if not made:
+        assert len(rows) == 1
+        return
+    assert len(chunks) == made
+    assert len({row.key for row in rows}) == len(rows) == 3 * made
+    for row in rows:
+        assert isinstance(row, GenerateRequest)
+        assert row.options.ends == ()
