@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "model"))
 
 from generate_job import generate, generation_job
-from generation_oracle import lively, rows_for
+from generation_oracle import lively
 
 from ftjob import warm
 from ftjob.batching import Chunk
@@ -39,7 +39,7 @@ def test_no_kind_of_step_is_new_to_a_run(
 ) -> None:
     model = lively("gpt2", 2)
     model.save_pretrained(tmp_path)
-    decode = {"max_new_tokens": 9, **WAYS[way]}
+    decode = {"max_new_tokens": 40, **WAYS[way]}  # more than rows make that warm up
     lanes = 8 * WAYS[way]["beams"]
     about: dict[str, Any] = {"model": {"family": "gpt2"}, "lanes": lanes, "device": kind}
     job = generation_job(tmp_path, decode, **about, stop_every=3)
@@ -51,12 +51,15 @@ def test_no_kind_of_step_is_new_to_a_run(
         warmed[0] = True
 
     def record(batch: MicroBatch, step: Hashable, body: Callable[[], Any]) -> Any:
-        kinds[warmed[0] and batch.books.cohorts[0].sequence >= 0].append((batch.books.rows, step))
+        assert batch.search is not None
+        whole = step, batch.search.kind(batch.lanes.rows)
+        kinds[warmed[0] and batch.books.cohorts[0].sequence >= 0].append((batch.books.rows, whole))
         return played(batch, step, body)
 
     monkeypatch.setattr(warm, "to_continue", to_continue)
     monkeypatch.setattr(MicroBatch, "played", record)
-    answers = generate(job, rows_for(model)[:7])
+    rows = [[5 + i, 6, 7 + i] for i in range(7)]
+    answers = generate(job, rows, [40, 2, 5, 9, 7, 3, 8])
     assert len(answers) == 7
     assert kinds[True]
     known = {step for _, step in kinds[False]}
