@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from eval.bench.workloads_page import figures
 from eval.record import read_raw
 from eval.render import suite_table
 from ftjob.__main__ import COMMANDS
@@ -58,12 +59,10 @@ def gpus() -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for made in read_raw("h200")["workloads"].values():
-        own, *peers = made["contenders"]
-        step = made["figure"] == "step"
-        ours = _ms([own["step_s"]] if step else own["seconds"])
-        theirs = [_ms(peer["seconds"]) for peer in peers if peer["seconds"]]
+        ours, *peers = (figures(made, one["name"]) for one in made["contenders"])
+        theirs = [_ms(seconds) for seconds in peers if seconds]
         given = made["given"]["hf"], made["given"]["ft"] or "-"
-        cells = (made["title"], ours, theirs[0] if theirs else "-", *given)
+        cells = (made["title"], _ms(ours), theirs[0] if theirs else "-", *given)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 

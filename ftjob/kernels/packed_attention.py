@@ -38,8 +38,7 @@ def packed_attention(
     size = width // heads
     out = torch.empty((blocks.queries, width), dtype=q.dtype, device=q.device)
     reach = 0 if bias is None else bias.shape[1] // 2
-    # programs side by side read the heads of the same tokens, which lie side by side in memory
-    _attend[(len(blocks.table) * heads,)](
+    _attend[(len(blocks.table), heads)](
         q,
         kv,
         out,
@@ -49,7 +48,6 @@ def packed_attention(
         q.stride(0),
         kv.stride(0),
         width,
-        HEADS=heads,
         SIZE=size,
         PADDED=max(16, triton.next_power_of_2(size)),
         QUERIES=QUERIES,
@@ -74,7 +72,6 @@ def _attend(
     q_stride,
     kv_stride,
     width,
-    HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -86,8 +83,8 @@ def _attend(
 ):  # type: ignore[no-untyped-def]
     """Some queries of a row and head over its keys, with a running maximum (Dao et al. 2022, arXiv
     2205.14135, algorithm 1)."""
-    head = tl.program_id(0) % HEADS
-    about = table + tl.program_id(0) // HEADS * 5
+    about = table + tl.program_id(0) * 5
+    head = tl.program_id(1)
     first = tl.load(about).to(tl.int64)
     count = tl.load(about + 1)
     place = tl.load(about + 2)

@@ -82,7 +82,8 @@ class Linear(nn.Module):
         self.dtype = dtype
         self.bias = parameter(outputs, dtype=dtype, device=device) if bias else None
         # a product that applies the activation wants a bias to add before
-        self._zeros = torch.zeros(outputs, dtype=dtype, device=device) if activation else None
+        zeros = activation is not None and not bias
+        self._zeros = torch.zeros(outputs, dtype=dtype, device=device) if zeros else None
         if weights == "int8":
             self.scale = parameter(outputs, dtype=torch.float32, device=device)
 

@@ -35,6 +35,16 @@ def test_readme_parts_are_rendered_from_the_code() -> None:
     assert text == readme.render(text)
 
 
+def test_readmes_times_of_a_gpu_are_those_of_its_report() -> None:
+    """Of a run where the report has runs, of a step where it has steps."""
+    report = (REPORTS / "h200.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split(" | ") for line in readme.gpus().splitlines()[2:]]
+    assert len(rows) == len(read_raw("h200")["workloads"])
+    for title, *times in rows:
+        first = next(line for line in report if line.startswith(title)).split(" | ")
+        assert times[:2] == [cell.partition(" ")[0] for cell in first[1:3]]
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "compared"),
     [

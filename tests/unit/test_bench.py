@@ -5,15 +5,11 @@ and rows that bench.* ask for, what is refused by name, and figures from given t
 from __future__ import annotations
 
 import itertools
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from ftjob.bench import ceilings as measured
-from ftjob.bench.ceilings import graph_bytes
+from ftjob.bench.ceilings import ASKED
 from ftjob.bench.cells import BASE, Cell, Rows, cell_job, sizes_of
 from ftjob.bench.devices import LocalDevices
 from ftjob.bench.measure import (
@@ -36,6 +32,7 @@ from ftjob.telemetry import Phases
 
 MACHINE = Machine((1,), "cpu", 10**10, "test")
 DEMO = "model=demo_gpt"
+CARD = "NVIDIA H100 80GB HBM3, 580.1, 1980, 2619, 612.40, 51"
 
 
 def cell_of(*overrides: str, machine: Machine = MACHINE) -> tuple[Job, Cell]:
@@ -225,34 +222,6 @@ def test_int8_layers_and_a_head_of_the_dtype() -> None:
     assert (made.stored, made.bytes_of) == (1, 2)
 
 
-SMI = "NVIDIA H100 80GB HBM3, 580.1, 1980, 2619, 612.40, 51"
-
-
-@pytest.mark.parametrize("said", [SMI, "", "No devices were found"])
-def test_the_card_is_asked_by_a_fixed_command(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str
-) -> None:
-    """A fake nvidia-smi on PATH; one that says something else is as good as none."""
-    fake = tmp_path / "nvidia-smi"
-    fake.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/argv\necho "{said}"\n', encoding="utf-8")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    found = measured.ask_card("GPU-1")
-    argv = (tmp_path / "argv").read_text(encoding="utf-8").split()
-    fields = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
-    assert argv == ["--id=GPU-1", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    assert (found is not None) == (said == SMI)
-    if found is not None:
-        assert (found["clocks.sm"], found["driver_version"]) == ("1980", "580.1")
-
-
-def test_no_card_where_there_is_no_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert measured.ask_card("GPU-1") is None
-    with pytest.raises(FileNotFoundError):
-        subprocess.run(["nvidia-smi"], check=False)
-
-
 def made(task: str) -> dict[str, Any]:
     """The figures of one size."""
     rates = {"bytes_s": 1e12, "flop_s": 5e13, "of_copy": 0.5, "of_product": 0.25}
@@ -270,7 +239,7 @@ def made(task: str) -> dict[str, Any]:
         "late_phases": {},
         **one,
     }
-    card = dict(zip(measured.ASKED, SMI.split(", "), strict=True))
+    card = dict(zip(ASKED, CARD.split(", "), strict=True))
     return {
         "model": {
             **{"name": "gpt345m", "family": "gpt2", "parameters": 354_823_168},
@@ -334,14 +303,6 @@ def test_captures_of_several_devices_are_counted_once() -> None:
         phases.add("capture", start, end, device)
         phases.add("decode", end, end + 0.1, device)
     assert captured_s(phases) == pytest.approx(1.5 + 0.25)
-
-
-def test_memory_of_captured_work_is_that_of_its_own_pools() -> None:
-    every = [
-        {"device": d, "total_size": 100, "allocated_size": used, "segment_pool_id": pool}
-        for d, used, pool in ((0, 30, (0, 0)), (0, 25, (0, 1)), (0, 100, (0, 2)), (1, 0, (0, 1)))
-    ]
-    assert graph_bytes(every, torch.device("cuda", 0)) == 75
 
 
 def test_what_was_captured_within_the_runs_is_told() -> None:
