@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ftjob.plan_generation import Generation
-from ftjob.tasks.base import GenerateRequest, Request
+from ftjob.tasks.base import GenerateRequest, Request, ScoreRequest
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ def chunks(
     by_length: bool,
     generation: Generation | None = None,
 ) -> Iterator[Chunk]:
-    """Chunks of at most `max_tokens` tokens; a longer row is a chunk of its own. Where rows are
-    continued, a chunk also has no more of them than enter at once and fit the cache."""
+    """Chunks of at most `max_tokens` tokens that are read (the last one of a scored row is not); a
+    longer row is a chunk of its own. Where rows are continued, a chunk also has no more of them
+    than enter at once and fit the cache."""
     sequence = 0
     for batch in windows(requests, window):
         if by_length:
@@ -62,7 +63,8 @@ def chunks(
         held: list[Request] = []
         tokens = longest = most = 0
         for request in batch:
-            full = tokens + len(request.ids) > max_tokens
+            read = len(request.ids) - isinstance(request, ScoreRequest)
+            full = tokens + read > max_tokens
             if generation is not None and isinstance(request, GenerateRequest):
                 longest = max(longest, len(request.ids))
                 most = max(most, request.max_new_tokens)
@@ -76,7 +78,7 @@ def chunks(
                 if isinstance(request, GenerateRequest):
                     most = request.max_new_tokens
             held.append(request)
-            tokens += len(request.ids)
+            tokens += read
         if held:
             yield Chunk(sequence, tuple(held))
             sequence += 1

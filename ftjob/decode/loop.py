@@ -78,13 +78,13 @@ class Generator:
     def run(self, take: Callable[[], Chunk | None]) -> Iterator[Finished]:
         """Run the chunks that `take` gives, waiting for each, until it gives None."""
         waiting: list[Chunk] = []
-        over = False
+        over, wanted = False, self._room.refill
         self._waited, self._begun = 0.0, time.monotonic()
         while not (over and not waiting and all(b.books.idle for b in self._batches)):
             batch = self._batches[self._turn % len(self._batches)]
             with self._timed():
                 left = self._left(batch, self._settle(batch))
-            if not waiting and not over and batch.books.free >= self._room.refill:
+            if not waiting and not over and batch.books.free >= wanted:
                 # who gives the next chunk may wait for these answers
                 yield from self._telling(batch, left)
                 left, asked = None, time.monotonic()
@@ -92,6 +92,8 @@ class Generator:
                 self._waited += time.monotonic() - asked
                 over = chunk is None
                 waiting = self._parts(chunk)
+                if chunk is not None:  # long rows come in chunks of few: the next one may fit too
+                    wanted = min(self._room.refill, len(chunk.requests))
             with self._timed():
                 batch.turn = self._turn
                 if waiting and self._fits(batch, waiting[0]):

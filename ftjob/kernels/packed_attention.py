@@ -13,8 +13,9 @@ import triton.language as tl
 
 from ftjob.model.packing import QUERIES, Blocks
 
-# Keys are looked at in steps of so many; f32 products are made without tensor cores.
-KEYS, KEYS_F32 = 64, 32
+# Keys are looked at in steps of so many, with so many such steps loaded ahead: where biases are
+# looked up in each, in half precision, none is faster.
+KEYS, STAGES, STAGES_BIASED = 32, 3, 1
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -38,6 +39,7 @@ def packed_attention(
     size = width // heads
     out = torch.empty((blocks.queries, width), dtype=q.dtype, device=q.device)
     reach = 0 if bias is None else bias.shape[1] // 2
+    half = q.dtype != torch.float32
     _attend[(len(blocks.table), heads)](
         q,
         kv,
@@ -51,10 +53,11 @@ def packed_attention(
         SIZE=size,
         PADDED=max(16, triton.next_power_of_2(size)),
         QUERIES=QUERIES,
-        KEYS=KEYS_F32 if q.dtype == torch.float32 else KEYS,
+        KEYS=KEYS,
         CAUSAL=causal,
         REACH=reach,
         BIASED=bias is not None,
+        STAGES=STAGES_BIASED if half and bias is not None else STAGES,
         PRECISION="ieee",
         num_warps=4,
     )
@@ -79,6 +82,7 @@ def _attend(
     CAUSAL: tl.constexpr,
     REACH: tl.constexpr,
     BIASED: tl.constexpr,
+    STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """Some queries of a row and head over its keys, with a running maximum (Dao et al. 2022, arXiv
@@ -100,7 +104,7 @@ def _attend(
     total = tl.zeros((QUERIES,), tl.float32)
     sums = tl.zeros((QUERIES, PADDED), tl.float32)
     end = tl.minimum(keys, place + count) if CAUSAL else keys
-    for start in range(0, end, KEYS):
+    for start in tl.range(0, end, KEYS, num_stages=STAGES):
         at = start + tl.arange(0, KEYS)
         there = at < keys
         base = kv + (first_key + at) * kv_stride + head * SIZE

@@ -56,7 +56,10 @@ class Wire(LocalLink):
 
 
 class Silent:
-    """The whole model in one device: whatever it is asked, every id is as likely."""
+    """The whole model in one device: whatever it is asked, every id is as likely. `most` rows made
+    a step together."""
+
+    most = 0
 
     def entry(self, ids: list[int], lengths: list[int], arena: Arena) -> Entry:
         assert lengths == sorted(lengths, reverse=True)
@@ -70,6 +73,7 @@ class Silent:
         return NOTHING
 
     def step(self, x: torch.Tensor, *_: Any) -> torch.Tensor:
+        self.most = max(self.most, len(x))
         return x
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -124,11 +128,12 @@ class Run:
         spec = replace(plan.devices[0], last_layer=0, first=True, last=True)
         whole = replace(spec, pipeline=0, tensor=0)
         self.running: dict[int, Iterator[Finished]] = {}
+        self.stages = [Silent() for _ in range(plan.data)]
         for replica in range(plan.data):
             generator = Generator(
                 cast(Any, job),
                 whole,
-                cast(Any, Silent()),
+                cast(Any, self.stages[replica]),
                 Wires(Solo(), None, None),
                 (torch.float32, torch.device("cpu")),
                 Pulse(threading.Event()),
@@ -208,6 +213,20 @@ def test_nobody_waits_in_vain_for_room(cells: int, pipeline: int) -> None:
         run = Run(config, planned(config, 2, cells=cells), rows, made)
         run.to_the_end()
         assert sorted(run.keys) == sorted(r.key for r in rows)
+
+
+@pytest.mark.parametrize("pipeline", [1, 2])
+def test_chunks_of_few_rows_fill_all_slots(pipeline: int) -> None:
+    """Rows so long that a chunk has fewer than may enter together: no slot stays free for that."""
+    config = configured(pipeline, lanes=16 * pipeline, order="dataset", max_tokens=60)
+    plan = planned(config, 1)
+    assert plan.generation is not None
+    assert (plan.generation.slots, plan.generation.refill) == (16, 8)
+    rows = [replace(row, ids=[0] * 30, max_new_tokens=12) for row in requests(90, 1)]
+    run = Run(config, plan, rows, random.Random(1))
+    run.to_the_end()
+    assert len(run.keys) == len(rows)
+    assert run.stages[0].most == 16
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3])

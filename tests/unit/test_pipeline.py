@@ -105,7 +105,7 @@ def test_all_positions_are_wanted_where_ngrams_are_counted() -> None:
 def test_formed_sizes_are_those_of_batching() -> None:
     rows = [ScoreRequest(Row(0, 0, b"", ""), "", [1] * 5, 4, 4) for _ in range(23)]
     formed = [c.tokens for c in chunks(rows, window=99, max_tokens=32, by_length=True)]
-    assert formed_sizes(sum(formed), len(formed), max(formed)) == formed == [30, 30, 30, 25]
+    assert formed_sizes(sum(formed), len(formed), max(formed)) == formed == [40, 40, 35]
     assert formed_sizes(0, 0, 0) == []
     assert formed_sizes(7, 1, 7) == [7]
     assert sum(formed_sizes(100, 7, 60)) == 100
