@@ -35,7 +35,7 @@ from ftjob.errors import BUG, Cause, ConfigError, JobError, PeerLost
 from ftjob.job import Job
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.fill import Fill
-from ftjob.model.layers import residual_dtype
+from ftjob.model.residual import residual_dtype
 from ftjob.model.stage import Part, Stage, make_stage
 from ftjob.news import Answered, Failed, Message, Noted, Ready, Warned, check_numbers
 from ftjob.plan import DeviceSpec, stage_tensors

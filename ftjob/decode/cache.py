@@ -14,7 +14,7 @@ from ftjob.decode.cohorts import Cohort
 from ftjob.decode.steps import Kept, StepView
 from ftjob.model.arch import Arch
 from ftjob.model.attention import Keep
-from ftjob.model.layers import Kind
+from ftjob.model.residual import Kind
 
 # Columns for new tokens at first.
 COLUMNS = 16

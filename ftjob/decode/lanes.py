@@ -19,7 +19,7 @@ from ftjob.decode.steps import CohortsSight
 from ftjob.model.arch import Arch
 from ftjob.model.arrays import Arena
 from ftjob.model.attention import Keep, Sight
-from ftjob.model.layers import Kind
+from ftjob.model.residual import Kind
 from ftjob.plan_generation import Generation
 
 

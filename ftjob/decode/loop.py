@@ -27,7 +27,7 @@ from ftjob.decode.search import Advance, SearchRow
 from ftjob.errors import ConfigError
 from ftjob.job import Job
 from ftjob.model.decoder import DecoderStage
-from ftjob.model.layers import Kind
+from ftjob.model.residual import Kind
 from ftjob.model.stage import Stage
 from ftjob.plan import DeviceSpec
 from ftjob.tasks.base import Answer, Generated, GenerateRequest, ScoreRequest

@@ -21,7 +21,7 @@ from ftjob.decode.search import Harvest, SearchRow, make_search, steps_at_first
 from ftjob.job import Job
 from ftjob.model.attention import Keep
 from ftjob.model.fill import Fill
-from ftjob.model.layers import Kind
+from ftjob.model.residual import Kind
 from ftjob.model.stage import Entry
 from ftjob.plan import DeviceSpec
 from ftjob.tasks.base import GenerateRequest

@@ -33,8 +33,8 @@ from ftjob.kernels.step_attention import (
 from ftjob.model.arch import Arch
 from ftjob.model.arrays import Arena, sent, to_device
 from ftjob.model.attention import Keep, Sight
-from ftjob.model.layers import Kind
 from ftjob.model.relative import RelativeBias
+from ftjob.model.residual import Kind
 from ftjob.plan_generation import Generation, rungs
 from ftjob.tasks.base import GenerateRequest
 

@@ -1,7 +1,7 @@
 """The residual sum and the norm behind it in one pass on a GPU: a Triton kernel.
 
-A layer hands its last product over as it is (`model/layers.Residual`); the norm of the next one
-adds it, keeps the sum and norms it, all while the row is in registers. `model/layers` calls it.
+A layer hands its last product over as it is (`model/residual.Residual`); the norm of the next one
+adds it, keeps the sum and norms it, all while the row is in registers. `model/residual` calls it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def add_norm(
     (weight * x / sqrt(mean(x^2) + eps)).
 
     Sums and statistics are f32, of the sum as it is kept. Without a product the residual itself is
-    given back. The last launch before this one writes neither weight nor biases.
+    given back, and product_bias [H] is added for the norm alone. The last launch before this one
+    writes neither weight nor biases.
     """
     rows, width = residual.shape
     residual = residual.contiguous()
@@ -95,13 +96,15 @@ def _add_norm(
     if PDL:  # the rest may be what earlier launches write
         tl.extra.cuda.gdc_wait()
     x = tl.load(residual + row + columns, mask=inside, other=0.0).to(tl.float32)
-    if ADDS:
+    if ADDS:  # and keeps the sum
         added = tl.load(product + row + columns, mask=inside, other=0.0).to(tl.float32)
         if PRODUCT_BIAS:
             added += offset.to(tl.float32)
         kept = (x + added).to(total.dtype.element_ty)
         tl.store(total + row + columns, kept, mask=inside)
         x = kept.to(tl.float32)
+    elif PRODUCT_BIAS:
+        x += offset.to(tl.float32)
     if CENTRED:
         x = tl.where(inside, x - tl.sum(x, 0) / WIDTH, 0.0)
     y = x * tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)

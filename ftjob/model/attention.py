@@ -16,9 +16,10 @@ from torch import nn
 
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
-from ftjob.model.layers import Kind, Linear, Residual, RowLinear, WeightFormat
+from ftjob.model.layers import Linear, RowLinear, WeightFormat
 from ftjob.model.packing import Blocks, Group, Packing, SourcePacking
 from ftjob.model.relative import RelativeBias
+from ftjob.model.residual import Kind, Residual
 
 # Takes the keys and values [N, 2 * heads * size] that a layer of the stage makes of tokens read.
 Keep = Callable[[int, torch.Tensor], None]
@@ -55,7 +56,7 @@ class Attention(nn.Module):
 
     def add_to(
         self,
-        residual: torch.Tensor,
+        residual: Residual,
         x: torch.Tensor,
         packing: Packing,
         only_wanted: bool,
@@ -82,7 +83,7 @@ class Attention(nn.Module):
 
     def both_ways(
         self,
-        residual: torch.Tensor,
+        residual: Residual,
         x: torch.Tensor,
         packing: SourcePacking,
         masks: list[torch.Tensor],
@@ -102,7 +103,7 @@ class Attention(nn.Module):
             parts.append(out.transpose(1, 2).reshape(-1, self.width))
         return self.out.add_to(residual, parts[0] if len(parts) == 1 else torch.cat(parts))
 
-    def step(self, residual: torch.Tensor, x: torch.Tensor, sight: Sight, layer: int) -> Residual:
+    def step(self, residual: Residual, x: torch.Tensor, sight: Sight, layer: int) -> Residual:
         """residual + attention of a decode step over the rows so far, which get its keys and
         values first; `layer` is this one's place in the stage: [N, H]."""
         return self.out.add_to(residual, sight.own(layer, self.qkv(x), self.scale))
@@ -156,6 +157,6 @@ class CrossAttention(nn.Module):
         self.kv = Linear(arch.hidden, 2 * width, weights, kind, bias=arch.biases)
         self.out = RowLinear(width, arch.hidden, weights, kind, group, bias=arch.biases)
 
-    def step(self, residual: torch.Tensor, x: torch.Tensor, sight: Sight, layer: int) -> Residual:
+    def step(self, residual: Residual, x: torch.Tensor, sight: Sight, layer: int) -> Residual:
         """residual + attention of the normed x over the source: [N, H]."""
         return self.out.add_to(residual, sight.source(layer, self.q(x), self.scale))

@@ -16,8 +16,9 @@ from ftjob.comm import Comm
 from ftjob.model.arch import Arch
 from ftjob.model.arrays import Arena
 from ftjob.model.attention import Attention, Keep, Sight
-from ftjob.model.layers import Kind, Mlp, Residual, WeightFormat, make_norm
+from ftjob.model.layers import Mlp, WeightFormat
 from ftjob.model.packing import Packing
+from ftjob.model.residual import Kind, Residual, make_norm
 from ftjob.model.stage import Entry, Part, Stage
 
 
@@ -41,7 +42,7 @@ class Layer(nn.Module):
         """[N, H] -> [N, H], or [M, H]: after the last layer only the wanted positions matter."""
         residual, normed = self.attention_norm.add(x)
         if only_wanted:
-            residual = residual[packing.wanted]
+            residual = residual.at(packing.wanted)
         x = self.attention.add_to(residual, normed, packing, only_wanted, keep)
         return self.mlp.add_to(*self.mlp_norm.add(x))
 

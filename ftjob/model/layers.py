@@ -1,4 +1,5 @@
-"""The layers every family is made of: linear with a weight format, norm, embedding, MLP.
+"""The layers every family is made of: linear with a weight format, embedding, MLP; norms are with
+the stream that they norm, in `residual`.
 
 Built empty on their device at their local shape; `decoder` puts them together, `device` fills
 them from the stream of cut tensors. x is packed throughout: [N, H], N tokens of many rows.
@@ -6,8 +7,6 @@ them from the stream of cut tensors. x is packed throughout: [N, H], N tokens of
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,36 +18,14 @@ from ftjob.comm import Comm
 from ftjob.kernels import linear_cpu
 from ftjob.kernels.few_rows_configs import MOST_ROWS, arrivals
 from ftjob.model.arch import Activation, Arch
+from ftjob.model.residual import Kind, Residual, parameter, residual_dtype
 
 WeightFormat = Literal["float", "int8"]
-Kind = tuple[torch.dtype, torch.device]
 # Elements quantised at a time: the temporaries stay small beside the weights.
 _PIECE = 1 << 16
-
-
-def parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
-    """An uninitialised parameter without gradient."""
-    return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
-
-
-@dataclass(frozen=True)
-class Residual:
-    """The residual stream [N, H]: `held`, and a product [N, H] yet to be added to it with its bias
-    [H]. The norm that comes next adds it in its own pass on a GPU; elsewhere there is none, it was
-    added when it was made. With a `group` the product is this device's part of a sum over it, which
-    that pass makes too."""
-
-    held: torch.Tensor
-    product: torch.Tensor | None = None
-    bias: torch.Tensor | None = None
-    group: Comm | None = None
-
-    def total(self) -> torch.Tensor:
-        """All of it as one tensor [N, H]."""
-        if self.product is None:
-            return self.held
-        whole = self.product if self.group is None else self.group.all_reduce(self.product)
-        return self.held + (whole if self.bias is None else whole + self.bias)
+# From so many rows on a GPU's product is added to the residual where it lies: it takes a few us
+# more, and the norm behind it reads and writes half as much (on an H200, 16384 rows).
+IN_PLACE = 4096
 
 
 class Linear(nn.Module):
@@ -179,93 +156,34 @@ class RowLinear(Linear):
     ) -> None:
         super().__init__(inputs, outputs, weights, kind, bias=bias)
         self.group = group
+        self._owed: tuple[torch.Tensor | None, torch.Tensor] | None = None
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> Residual:
+    def add_to(self, residual: Residual, x: torch.Tensor) -> Residual:
         """residual + sum over the group of x W^T, + b: [N, out] on every rank."""
-        x = x.to(residual.dtype)
+        x = x.to(residual.held.dtype)
+        if self.group.size == 1 and kernels.used(x.device) and len(x) >= IN_PLACE:
+            return self._in_place(residual, x)
+        held = residual.total()
         if self.packed and self.group.size == 1:
-            return Residual(linear_cpu.linear(x, self._blocks, self.bias, residual=residual))
+            return Residual(linear_cpu.linear(x, self._blocks, self.bias, residual=held))
         if self.group.size == 1 and not kernels.used(x.device):
-            return Residual(residual + self.product(x, self.bias))
+            return Residual(held + self.product(x, self.bias))
         y = self.product(x, None)
         if self.group.near is not None and self.group.near.takes(y):
-            return Residual(residual, y, self.bias, self.group)
-        added = Residual(
-            residual, self.group.all_reduce(y) if self.group.size > 1 else y, self.bias
-        )
+            return Residual(held, y, self.bias, self.group)
+        added = Residual(held, self.group.all_reduce(y) if self.group.size > 1 else y, self.bias)
         return added if kernels.used(x.device) else Residual(added.total())
 
-
-class Norm(nn.Module):
-    """Normalises the residual stream over its last axis. The result has the weight's dtype."""
-
-    def __init__(self, width: int, eps: float, kind: Kind) -> None:
-        super().__init__()
-        dtype, device = kind
-        self.eps = eps
-        self.weight = parameter(width, dtype=dtype, device=device)
-
-    def add(self, residual: Residual) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stream [N, H] with all added to it, and its norm [N, H]."""
-        if kernels.used(residual.held.device):
-            return self._in_one_pass(residual)
-        total = residual.total()
-        return total, self.normed(total)
-
-    @abstractmethod
-    def normed(self, x: torch.Tensor) -> torch.Tensor:
-        """The norm of x [N, H] in plain PyTorch."""
-
-    def _in_one_pass(self, residual: Residual) -> tuple[torch.Tensor, torch.Tensor]:
-        """The GPU's kernel."""
-        # imported here because a machine without a GPU may be without triton
-        from ftjob.kernels.add_norm import add_norm
-
-        bias = self.bias if isinstance(self, LayerNorm) else None
-        about = (residual.bias, self.weight, bias, self.eps)
-        group, centred = residual.group, bias is not None
-        if group is not None and group.near is not None and residual.product is not None:
-            return group.near.add_norm(residual.held, residual.product, *about, centred=centred)
-        return add_norm(residual.held, residual.product, *about, centred=centred)
-
-
-class LayerNorm(Norm):
-    """Normalise over the last axis, then scale and shift."""
-
-    def __init__(self, width: int, eps: float, kind: Kind) -> None:
-        super().__init__(width, eps, kind)
-        self.bias = parameter(width, dtype=kind[0], device=kind[1])
-
-    def normed(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, H] -> [N, H]."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-class RmsNorm(Norm):
-    """Divide by the root mean square over the last axis, then scale: no mean, no shift (Zhang and
-    Sennrich 2019). Computed in f32."""
-
-    def normed(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, H] -> [N, H]."""
-        if x.dtype == self.weight.dtype == torch.float32:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        normed = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
-        return normed.to(self.weight.dtype) * self.weight
-
-
-def make_norm(arch: Arch, kind: Kind) -> Norm:
-    """The norm of the model, over the hidden size."""
-    chosen = RmsNorm if arch.norm == "rms" else LayerNorm
-    return chosen(arch.hidden, arch.norm_eps, kind)
-
-
-def residual_dtype(arch: Arch, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the residual stream and of the products added to it.
-
-    T5's grow beyond 65504, where f16 ends, from T5-base on: there both are f32, and the last
-    product of the MLP takes an f32 input too. Elsewhere it is the model's own.
-    """
-    return torch.float32 if dtype == torch.float16 and arch.relative is not None else dtype
+    def _in_place(self, residual: Residual, x: torch.Tensor) -> Residual:
+        """The product added to what is held, by the product itself; b is owed, with what was."""
+        held, owed = residual.held, residual.bias
+        torch.addmm(held, x, self._weight_in(x.dtype).t(), out=held)
+        if self.bias is None:
+            return Residual(held, bias=owed)
+        if self._owed is None or self._owed[0] is not owed:  # the same in every pass
+            bias = self.bias.float()
+            self._owed = owed, bias if owed is None else owed + bias
+        return Residual(held, bias=self._owed[1])
 
 
 class Embedding(nn.Module):
@@ -324,9 +242,9 @@ class Mlp(nn.Module):
         self.up = Linear(arch.hidden, columns, weights, kind, fused, bias=arch.biases)
         self.down = RowLinear(inner, arch.hidden, weights, kind, group, bias=arch.biases)
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> Residual:
+    def add_to(self, residual: Residual, x: torch.Tensor) -> Residual:
         """residual + MLP of the normed x: [N, H]."""
-        x = self.up(x).to(residual.dtype)  # gated: [N, 2F], else [N, F]
+        x = self.up(x).to(residual.held.dtype)  # gated: [N, 2F], else [N, F]
         if self.gate is not None:
             activated, linear = x.chunk(2, dim=1)
             x = activate(activated, self.gate) * linear

@@ -13,7 +13,7 @@ from torch import nn
 
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
-from ftjob.model.layers import Kind, parameter
+from ftjob.model.residual import Kind, parameter
 
 
 def buckets_of(

@@ -17,9 +17,10 @@ from ftjob.comm import Comm
 from ftjob.model.arch import Arch
 from ftjob.model.arrays import Arena
 from ftjob.model.attention import Attention, CrossAttention, Keep, Sight
-from ftjob.model.layers import Kind, Mlp, Residual, WeightFormat, make_norm
+from ftjob.model.layers import Mlp, WeightFormat
 from ftjob.model.packing import SourcePacking
 from ftjob.model.relative import RelativeBias
+from ftjob.model.residual import Kind, Residual, make_norm
 from ftjob.model.stage import Entry, Part, Stage
 
 

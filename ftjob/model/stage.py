@@ -21,17 +21,9 @@ from ftjob.kernels.few_rows_configs import MOST_ROWS, arrivals
 from ftjob.model.arch import Arch
 from ftjob.model.arrays import Arena
 from ftjob.model.attention import Keep, Sight
-from ftjob.model.layers import (
-    Embedding,
-    Kind,
-    Linear,
-    Residual,
-    WeightFormat,
-    make_norm,
-    parameter,
-    residual_dtype,
-)
+from ftjob.model.layers import Embedding, Linear, WeightFormat
 from ftjob.model.packing import Packing, SourcePacking
+from ftjob.model.residual import Kind, Residual, make_norm, parameter, residual_dtype
 
 # Columns of a product on a GPU in half precision come in multiples of so many.
 EVEN = 64

@@ -39,16 +39,17 @@ def plain(
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("centred", [True, False], ids=["layer", "rms"])
-@pytest.mark.parametrize("adds", ["nothing", "product", "product and bias"])
+@pytest.mark.parametrize("adds", ["nothing", "product", "bias", "product and bias"])
 @pytest.mark.parametrize(("rows", "width"), [(1, 8), (5, 24), (3, 257), (2, 1024), (2, 1600)])
 def test_sum_and_norm(
     kind: tuple[torch.dtype, torch.dtype], centred: bool, adds: str, rows: int, width: int
 ) -> None:
-    """Widths that are no powers of two; a stream far from zero, so that a mean left in shows."""
+    """Widths that are no powers of two; a stream far from zero, so that a mean left in shows. A
+    bias alone is added for the norm, and not kept."""
     held, dtype = kind
     residual = numbers(rows, width, seed=0, dtype=held, scale=2.0) + 3.0
-    product = None if adds == "nothing" else numbers(rows, width, seed=1, dtype=held)
-    last = numbers(width, seed=2, dtype=dtype) if adds == "product and bias" else None
+    product = None if "product" not in adds else numbers(rows, width, seed=1, dtype=held)
+    last = numbers(width, seed=2, dtype=dtype) if "bias" in adds else None
     weight = numbers(width, seed=3, dtype=dtype)
     bias = numbers(width, seed=4, dtype=dtype) if centred else None
     before = residual.clone()
@@ -59,7 +60,8 @@ def test_sum_and_norm(
     if product is not None:
         wanted = wanted + product.double() + (0.0 if last is None else last.double())
     torch.testing.assert_close(total.double(), wanted, rtol=TOLERANCE[held], atol=TOLERANCE[held])
-    expected = plain(total, weight, bias, 1e-5, centred)
+    summed = total if product is not None or last is None else total.double() + last.double()
+    expected = plain(summed, weight, bias, 1e-5, centred)
     torch.testing.assert_close(normed.double(), expected, rtol=0, atol=3 * TOLERANCE[dtype])
 
 

@@ -27,6 +27,7 @@ from ftjob.kernels.few_rows_configs import (
 )
 from ftjob.model.arch import Activation, Arch
 from ftjob.model.layers import Linear, RowLinear, WeightFormat
+from ftjob.model.residual import Residual
 from ftjob.model.stage import Part, make_stage
 
 GPU = torch.cuda.is_available()
@@ -165,7 +166,7 @@ def test_layers_of_few_rows_and_of_more(
             layer.bias.copy_(bias)
         sums = x.double() @ weight.to(gpu).double().t() + bias.double()
         close(up(x), F.gelu(sums), torch.float32)
-        close(down.add_to(residual, x).total(), residual.double() + sums, torch.float32)
+        close(down.add_to(Residual(residual), x).total(), residual.double() + sums, torch.float32)
     assert asked == ([rows] * 2 if 0 < rows <= MOST_ROWS else [])
 
 

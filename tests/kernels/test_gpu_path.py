@@ -1,5 +1,5 @@
 """Whole models by the way that a GPU takes - kernels, blocks, filled-up products, sums left to the
-next norm - against the CPU's own way, in float32.
+next norm or made in place - against the CPU's own way, in float32.
 
 Without a GPU in Triton's interpreter, with what chooses the way turned.
 """
@@ -18,7 +18,9 @@ from ftjob.comm import Comm, Solo
 from ftjob.decode.scoring import score_chunk
 from ftjob.model.arch import Arch, Relative
 from ftjob.model.arrays import ALIGNED, Arena, joined, parts
+from ftjob.model.layers import RowLinear, WeightFormat
 from ftjob.model.packing import Packing
+from ftjob.model.residual import Residual
 from ftjob.model.stage import Part, Stage, make_stage
 from ftjob.tasks.base import Row, Scored, ScoreRequest
 
@@ -35,6 +37,9 @@ T5 = Arch(
     gated=True,
 )
 WAYS = pytest.mark.parametrize("ways", [1, 2])
+# Passes of how many rows add products in place: none here; those over all positions, but not those
+# over the wanted ones; all.
+IN_PLACE = pytest.mark.parametrize("in_place", [1 << 20, 64, 1])
 
 
 def stage_of(arch: Arch, group: Comm, device: torch.device, part: Part | None = None) -> Stage:
@@ -76,7 +81,11 @@ def scored(ways: int, device: torch.device) -> list[list[Scored]]:
 
 
 @WAYS
-def test_scores_by_both_ways(request: pytest.FixtureRequest, ways: int) -> None:
+@IN_PLACE
+def test_scores_by_both_ways(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, ways: int, in_place: int
+) -> None:
+    monkeypatch.setattr("ftjob.model.layers.IN_PLACE", in_place)
     wanted = scored(ways, CPU)
     found = scored(ways, request.getfixturevalue("gpu"))
     for mine, theirs in zip(found, wanted, strict=True):
@@ -104,11 +113,47 @@ def encoded(ways: int, device: torch.device) -> list[torch.Tensor]:
 
 
 @WAYS
-def test_sources_by_both_ways(request: pytest.FixtureRequest, ways: int) -> None:
+@IN_PLACE
+def test_sources_by_both_ways(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, ways: int, in_place: int
+) -> None:
+    monkeypatch.setattr("ftjob.model.layers.IN_PLACE", in_place)
     wanted = encoded(ways, CPU)
     found = encoded(ways, request.getfixturevalue("gpu"))
     for mine, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["float", "int8"])
+@pytest.mark.parametrize("biases", ["both", "one", "none"])
+@torch.inference_mode()
+def test_products_in_place(
+    gpu: torch.device, monkeypatch: pytest.MonkeyPatch, weights: WeightFormat, biases: str
+) -> None:
+    """Two products, one after the other, as often as a pass comes: the stream stays where it is,
+    its biases are owed, and each is counted once."""
+    monkeypatch.setattr("ftjob.model.layers.IN_PLACE", 20)
+    made = torch.Generator().manual_seed(5)
+    layers, wanted_bias = [], torch.zeros(12, device=gpu)
+    for has_bias in (biases == "both", biases != "none"):
+        layer = RowLinear(8, 12, weights, (torch.float32, gpu), Solo(), bias=has_bias)
+        layer.set_weight((torch.randint(-127, 128, (12, 8), generator=made) / 64).to(gpu), None)
+        if layer.bias is not None:
+            layer.bias.copy_(torch.randn(12, generator=made))
+            wanted_bias += layer.bias
+        layers.append(layer)
+    for _ in range(3):
+        x, held = torch.randn(20, 8, generator=made).to(gpu), torch.randn(20, 12, generator=made)
+        held = held.to(gpu)
+        wanted = held + sum(layer.product(x, None) for layer in layers)
+        residual = Residual(held)
+        for layer in layers:
+            residual = layer.add_to(residual, x)
+        assert residual.held is held
+        assert residual.product is None
+        assert (residual.bias is None) == (biases == "none")
+        torch.testing.assert_close(held, wanted, rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(residual.total(), wanted + wanted_bias, rtol=1e-6, atol=1e-5)
 
 
 def test_filled_up_packing(gpu: torch.device) -> None:

@@ -16,6 +16,7 @@ from ftjob.comm import Comm, Solo
 from ftjob.kernels import linear_cpu
 from ftjob.model.arch import Activation
 from ftjob.model.layers import Linear, RowLinear, WeightFormat
+from ftjob.model.residual import Residual
 
 INPUTS = [1, 16, linear_cpu.BLOCK, linear_cpu.BLOCK + 1, 2 * linear_cpu.BLOCK, 500]
 ACTIVATIONS: list[Activation | None] = [None, "gelu_tanh", "gelu", "relu"]
@@ -76,7 +77,7 @@ def test_row_linear_adds_to_the_residual(packed: bool, inputs: int, weights: Wei
     fill(layer, weight, bias, Solo())
     wanted = residual.double() + x.double() @ weight.double().T + bias.double()
     torch.testing.assert_close(
-        layer.add_to(residual, x).total(), wanted.float(), rtol=1e-5, atol=2e-3
+        layer.add_to(Residual(residual), x).total(), wanted.float(), rtol=1e-5, atol=2e-3
     )
     assert torch.equal(residual, before)
 
@@ -91,7 +92,7 @@ def test_row_linear_over_a_group_adds_bias_and_residual_once(packed: bool, ways:
         mine = slice(comm.rank * inputs, (comm.rank + 1) * inputs)
         layer = RowLinear(inputs, 11, "float", (torch.float32, CPU), comm)
         fill(layer, weight[:, mine], bias, comm)
-        return layer.add_to(residual, x[:, mine].contiguous()).total()
+        return layer.add_to(Residual(residual), x[:, mine].contiguous()).total()
 
     wanted = residual.double() + x.double() @ weight.double().T + bias.double()
     for y in run_group(ways, member):
@@ -118,7 +119,7 @@ def test_blocks_round_no_worse_than_blocks_do_in_theory() -> None:
     layer = RowLinear(inputs, 64, "float", (torch.float32, CPU), Solo())
     fill(layer, weight, torch.zeros(64), Solo())
     exact = x.double() @ weight.double().T
-    error = (layer.add_to(zero, x).total().double() - exact).square().mean().sqrt()
+    error = (layer.add_to(Residual(zero), x).total().double() - exact).square().mean().sqrt()
     half_ulp = torch.finfo(torch.float32).eps / 2
     sums = blocks * block**2 / 2 + blocks**2 * block / 2
     assert float(error) < half_ulp / math.sqrt(3) * math.sqrt(sums)
