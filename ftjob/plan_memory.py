@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ftjob.config.groups import JobConfig
 from ftjob.model.arch import Arch
+from ftjob.model.fill import IN_PLACE
 
 # What cuBLAS keeps for the streams of a device: some 95 MB were seen on an H200 with torch 2.11.
 LIBRARY_BYTES = 95_000_000
@@ -22,7 +23,7 @@ def workspace_bytes(
     """
     tensor, gpu = config.parallel.tensor, device == "cuda"
     generates = config.dataset.generates
-    columns = _gpu_columns(arch, tensor, dtype_bytes) if gpu else _cpu_columns(arch, tensor, tokens)
+    columns = (_gpu_columns if gpu else _cpu_columns)(arch, tensor, tokens, dtype_bytes)
     made = tokens * columns * dtype_bytes
     if not (gpu and generates):
         each = dtype_bytes if gpu else 4
@@ -32,7 +33,7 @@ def workspace_bytes(
     return made + (LIBRARY_BYTES if gpu else 0)
 
 
-def _cpu_columns(arch: Arch, tensor: int, tokens: int) -> int:
+def _cpu_columns(arch: Arch, tensor: int, tokens: int, _: int) -> int:
     """Elements of a token: residual, normed input, q/k/v, attention output and the MLP's inner
     columns at their widest moment (a gate's are twice as many, and meet). Behind an encoder also
     its output, and the biases of relative positions masked row by row, for rows of up to 512
@@ -44,12 +45,16 @@ def _cpu_columns(arch: Arch, tensor: int, tokens: int) -> int:
     return columns
 
 
-def _gpu_columns(arch: Arch, tensor: int, dtype_bytes: int) -> int:
+def _gpu_columns(arch: Arch, tensor: int, tokens: int, dtype_bytes: int) -> int:
     """The same on a GPU, where sums wait for the next norm: in the MLP the layer's stream and
     product, both halves' norms, the stream between them and the last product are there, and the
-    inner columns, which cuBLAS activates as it makes them, but for gates and f32."""
+    inner columns, which cuBLAS activates as it makes them, but for gates and f32. Where products
+    are added in place the stream and the norms are all, in attention with q/k/v and its output."""
     once = 1 if dtype_bytes == 2 else 2
-    return 8 * arch.hidden + (4 if arch.gated else once) * arch.ffn // tensor
+    inner = (4 if arch.gated else once) * arch.ffn // tensor
+    if tensor == 1 and tokens >= IN_PLACE:
+        return max(2 * arch.hidden + 4 * arch.width, 3 * arch.hidden + inner)
+    return 8 * arch.hidden + inner
 
 
 def _choosing_bytes(arch: Arch, tensor: int, lanes: int, device: str) -> int:

@@ -18,14 +18,12 @@ from ftjob.comm import Comm
 from ftjob.kernels import linear_cpu
 from ftjob.kernels.few_rows_configs import MOST_ROWS, arrivals
 from ftjob.model.arch import Activation, Arch
+from ftjob.model.fill import IN_PLACE
 from ftjob.model.residual import Kind, Residual, parameter, residual_dtype
 
 WeightFormat = Literal["float", "int8"]
 # Elements quantised at a time: the temporaries stay small beside the weights.
 _PIECE = 1 << 16
-# From so many rows on a GPU's product is added to the residual where it lies: it takes a few us
-# more, and the norm behind it reads and writes half as much (on an H200, 16384 rows).
-IN_PLACE = 4096
 
 
 class Linear(nn.Module):

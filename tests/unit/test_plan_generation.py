@@ -222,6 +222,17 @@ def test_a_gpu_keeps_no_scores_and_reads_prompts_without_logits() -> None:
     assert exact.workspace_bytes == made.workspace_bytes + more
 
 
+@pytest.mark.parametrize(("tensor", "tokens"), [(1, 4095), (1, 4096), (2, 4096)])
+def test_products_in_place_take_no_room(tensor: int, tokens: int) -> None:
+    """Where they are: the stream, both norms and the inner columns."""
+    wanted = generating(tensor, lanes=8, max_tokens=tokens, dtype="bf16")
+    made, _ = planned(wanted, 10**10, "cuda")
+    through = 3 * ARCH.hidden + ARCH.ffn if tensor == 1 and tokens >= 4096 else None
+    through = through or 8 * ARCH.hidden + ARCH.ffn // tensor
+    chosen = 8 * 8 * -(-ARCH.vocab // tensor)
+    assert made.workspace_bytes == tokens * 2 * through + chosen + LIBRARY_BYTES
+
+
 def test_gates_meet_on_a_gpu() -> None:
     """Activated and linear columns, the former activated, and their product."""
     arch = t5(variant="v1_1", ffn=90)
