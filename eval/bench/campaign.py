@@ -179,9 +179,14 @@ def attempt(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         traceback.print_exc()
         return {"error": told(error)}
     finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
+
+
+def free_memory() -> None:
+    """Give back what torch keeps of GPUs' memory for later: a job is planned by what is free."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def told(error: Exception) -> str:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 from eval.bench import newstest
-from eval.bench.campaign import told
+from eval.bench.campaign import free_memory, told
 from eval.bench.devices import Devices
 from eval.bench.passes import continued, nothing, one_pass, scored, translation_job
 from eval.bench.peer import Timed
@@ -94,6 +94,7 @@ def in_turn(
     taking: dict[str, Taking] = {}
     with ExitStack() as stack:
         for side in pair.sides:
+            free_memory()
             try:
                 taking[side.name] = make(pair, side, stack)
                 taking[side.name].turn(counted=False)
