@@ -8,6 +8,7 @@ so that a signal, a silent device or a lost rank is noticed. Rank 0 besides hand
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import threading
@@ -116,6 +117,7 @@ class Rank:
         except Exception as error:
             self.cause = self._cause_of(error)
         self._finish_devices()
+        gc.unfreeze()
         self._end_as_one()
         return self.cause
 
@@ -206,6 +208,9 @@ class Rank:
             self._check_weight_bytes(device)
             text = f"{message.name}: {message.weight_bytes} bytes of weights"
             self.log.write("info", text, device=message.device, phase="load")
+            if all(d.ready for d in self.devices):
+                # what is there by now stays; to look through it for garbage halts every thread
+                gc.freeze()
             return
         if isinstance(message, Warned | Noted):
             level = "warning" if isinstance(message, Warned) else "info"

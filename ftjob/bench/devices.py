@@ -6,6 +6,7 @@ threads stay loaded and warm until `stop`.
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ class LocalDevices:
             message = self._get(busy)
             assert isinstance(message, Ready)
             self.names[message.device] = message.name
+        gc.freeze()  # as a rank does
 
     def give(self, replica: int, chunk: Chunk | None) -> None:
         """A chunk into the inbox of each device of a replica; None: there is no more to come."""
@@ -94,6 +96,7 @@ class LocalDevices:
 
     def stop(self) -> None:
         """End the threads, and forget them with what they hold."""
+        gc.unfreeze()
         for thread in self._threads:
             thread.inbox.put(None)
         for thread in self._threads:

@@ -4,6 +4,7 @@ and rows that bench.* ask for, what is refused by name, and figures from given t
 
 from __future__ import annotations
 
+import gc
 import itertools
 from typing import Any
 
@@ -204,6 +205,14 @@ def test_a_silent_device_is_given_up() -> None:
     devices.give(0, Rows(job, cell).chunks(2)[0][0])
     with pytest.raises(DeadlinePassed, match=r"run\.deadline_s=0\.2: .* 0, which hold 3 rows"):
         list(devices.finished())
+
+
+def test_what_lasts_is_left_alone_while_devices_are_there() -> None:
+    """By the garbage collector, as in a run."""
+    job, _ = cell_of("bench.batch=1", "bench.input_len=5")
+    with LocalDevices(job, Phases()):
+        assert gc.get_freeze_count() > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_planned_memory_grows_with_rows_as_the_plan_counts_them() -> None:
