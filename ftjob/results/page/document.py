@@ -77,8 +77,7 @@ def render_markdown(results: dict[str, Any], environment: dict[str, Any]) -> str
     lines = [f"# {_text(run['name'] or 'run')}", ""]
     for note in facts.items(results, "notes"):
         lines += [f"> **Note.** {_text(note)}", ""]
-    code = f" with exit code {state.code}" if state.code else ""
-    lines += [f"**{state.title}{code}. {state.sentence}**", ""]
+    lines += [f"**{state.title}. {state.sentence}**", ""]
     lines += [f"- {_text(reason)}" for reason in state.reasons]
     lines += ["", f"First cause: {_quoted(state.cause)}"] if state.cause else []
     lines += ["", *_markdown_scores(results)]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ftjob.errors import BELOW_EXPECTATION, DONE, DRAINED, EXIT_CODES, TOO_MANY_FAILED
+from ftjob.errors import BELOW_EXPECTATION, DONE, DRAINED, EXIT_CODES, TOO_MANY_FAILED, UNREADABLE
 from ftjob.results.page.formats import limit, measured, number, real
 
 # Runs that ended with these codes went through all of their rows.
@@ -175,11 +175,12 @@ def state(results: Mapping[str, Any]) -> State:
     """How the run ended, and every reason why its result does not count; of one that goes on, where
     it runs and how far it is."""
     code = results["code"] if isinstance(results.get("code"), int) else None
-    meaning, title = _ending(code)
+    none_left = _every_row_left_out(results)
+    meaning, title = _ending(code, none_left)
     cause = str(results.get("cause") or "")
     if code is None:
         return State(code, title, meaning, "", (cause or meaning, *_progress(results)))
-    reasons = [] if code in COMPLETE else [f"the run is incomplete: {meaning}"]
+    reasons = [] if code in COMPLETE or none_left else [f"the run is incomplete: {meaning}"]
     failed = part(results, "failed")
     count, allowed = int(failed.get("count") or 0), int(failed.get("max_failed") or 0)
     if count > allowed:
@@ -204,11 +205,20 @@ def _progress(results: Mapping[str, Any]) -> list[str]:
     return [f"{done} of {number(wanted)} rows are done"]
 
 
-def _ending(code: int | None) -> tuple[str, str]:
+def _every_row_left_out(results: Mapping[str, Any]) -> bool:
+    """Whether a run that ended went through its rows, and none of them was short enough."""
+    counts = [c for c in part(results, "n-samples").values() if isinstance(c, Mapping)]
+    rows = sum(int(c.get("original") or 0) for c in counts)
+    return results.get("code") == UNREADABLE and 0 < rows == results.get("skipped")
+
+
+def _ending(code: int | None, none_left: bool) -> tuple[str, str]:
     if code is None:
         return "it has not ended", "Still running"
     title = "Finished" if code in COMPLETE else "Drained" if code == DRAINED else "Stopped early"
     meaning = EXIT_CODES.get(code, "ended by a signal or an unknown code")
+    if none_left:
+        title, meaning = "No row answered", "every row was left out as too long"
     return f"{meaning} (exit code {code})", f"{title} with exit code {code}" if code else title
 
 
