@@ -309,7 +309,7 @@ class DeviceThread(threading.Thread):
         self.outbox.put(
             Warned(
                 self.spec.local,
-                f"out of memory with {chunk.tokens} tokens at once (batch.max_tokens="
+                f"out of memory with rows of {chunk.tokens} tokens at once (batch.max_tokens="
                 f"{self.job.plan.max_tokens}): goes on with {self._most} at most",
             )
         )

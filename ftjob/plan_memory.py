@@ -23,8 +23,10 @@ def workspace_bytes(
     """
     tensor, gpu = config.parallel.tensor, device == "cuda"
     generates = config.dataset.generates
-    columns = (_gpu_columns if gpu else _cpu_columns)(arch, tensor, tokens, dtype_bytes)
-    made = tokens * columns * dtype_bytes
+    if gpu:
+        made = _gpu_bytes(config, arch, dtype_bytes, tokens)
+    else:
+        made = tokens * _cpu_columns(arch, tensor, tokens) * dtype_bytes
     if not (gpu and generates):
         each = dtype_bytes if gpu else 4
         made += each * (tokens // 16 + 1) * -(-arch.vocab // tensor)
@@ -33,7 +35,7 @@ def workspace_bytes(
     return made + (LIBRARY_BYTES if gpu else 0)
 
 
-def _cpu_columns(arch: Arch, tensor: int, tokens: int, _: int) -> int:
+def _cpu_columns(arch: Arch, tensor: int, tokens: int) -> int:
     """Elements of a token: residual, normed input, q/k/v, attention output and the MLP's inner
     columns at their widest moment (a gate's are twice as many, and meet). Behind an encoder also
     its output, and the biases of relative positions masked row by row, for rows of up to 512
@@ -45,16 +47,32 @@ def _cpu_columns(arch: Arch, tensor: int, tokens: int, _: int) -> int:
     return columns
 
 
-def _gpu_columns(arch: Arch, tensor: int, tokens: int, dtype_bytes: int) -> int:
-    """The same on a GPU, where sums wait for the next norm: in the MLP the layer's stream and
-    product, both halves' norms, the stream between them and the last product are there, and the
-    inner columns, which cuBLAS activates as it makes them, but for gates and f32. Where products
-    are added in place the stream and the norms are all, in attention with q/k/v and its output."""
-    once = 1 if dtype_bytes == 2 else 2
-    inner = (4 if arch.gated else once) * arch.ffn // tensor
-    if tensor == 1 and tokens >= IN_PLACE:
-        return max(2 * arch.hidden + 4 * arch.width, 3 * arch.hidden + inner)
-    return 8 * arch.hidden + inner
+def _gpu_bytes(config: JobConfig, arch: Arch, dtype_bytes: int, tokens: int) -> int:
+    """Bytes of the same on a GPU, where sums wait for the next norm. In the MLP the layer's stream
+    and product, both halves' norms, the stream between them and the last product are there, and
+    the inner columns: twice, unless cuBLAS activates them as it makes them. Where products are
+    added in place the stream and the norms are all, in attention with q/k/v and its output; less
+    than what the longest pass takes that does not. A later stage has what came besides, there and
+    where captured passes look for it, in each micro-batch."""
+    tensor, stages, dtype = config.parallel.tensor, config.parallel.pipeline, config.model.dtype
+    half = dtype_bytes == 2
+    # T5's stream in f16 is f32, and so are the inner columns that its last product takes
+    wide = 2 if dtype == "f16" and arch.relative is not None else 1
+    plain = arch.activation in ("gelu_tanh", "relu")
+    fused = half and plain and config.model.weights == "float"
+    inner = 4 * wide if arch.gated else wide + 1 if wide > 1 or not fused else 1
+    inner *= arch.ffn // tensor
+    apart = (6 * wide + 2) * arch.hidden + inner
+    if tensor > 1:
+        held = tokens * apart
+    else:
+        attention = (wide + 1) * arch.hidden + (3 + wide) * arch.width
+        inside = max(attention, (wide + 2) * arch.hidden + inner)
+        few = min(tokens, IN_PLACE - 1)
+        held = max(few * apart, tokens * inside if tokens >= IN_PLACE else 0)
+    if stages > 1:
+        held += (1 + stages) * tokens * wide * arch.hidden
+    return held * dtype_bytes
 
 
 def _choosing_bytes(arch: Arch, tensor: int, lanes: int, device: str) -> int:

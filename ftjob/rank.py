@@ -210,6 +210,7 @@ class Rank:
             self.log.write("info", text, device=message.device, phase="load")
             if all(d.ready for d in self.devices):
                 # what is there by now stays; to look through it for garbage halts every thread
+                gc.collect()
                 gc.freeze()
             return
         if isinstance(message, Warned | Noted):

@@ -65,6 +65,7 @@ class LocalDevices:
             message = self._get(busy)
             assert isinstance(message, Ready)
             self.names[message.device] = message.name
+        gc.collect()
         gc.freeze()  # as a rank does
 
     def give(self, replica: int, chunk: Chunk | None) -> None:
@@ -95,7 +96,8 @@ class LocalDevices:
         return next(t.spec.data for t in self._threads if t.spec.local == device)
 
     def stop(self) -> None:
-        """End the threads, and forget them with what they hold."""
+        """End the threads, and forget them with what they hold. Python's collector looks at all
+        of the process again, what other devices hold included."""
         gc.unfreeze()
         for thread in self._threads:
             thread.inbox.put(None)

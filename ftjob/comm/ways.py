@@ -35,7 +35,7 @@ class NearWay(Pipe):
         if self._aside is None:
             self._aside = (_stream(x.device), _stream(self._target))
         here, there = self._aside
-        x = x.clone()  # what a captured step gives is written over by the next
+        x = x.clone()  # what a captured step gives, or a stage adds to, is written over
         here.wait_stream(torch.cuda.current_stream(x.device))
         # torch copies on the current stream of the source's device, when that of the target's has
         # come as far, and has the latter wait for the copy
@@ -81,7 +81,7 @@ class FarWay:
     def put(self, sequence: int, x: torch.Tensor, pulse: Pulse) -> None:
         """Send behind what the device is at, while it goes on."""
         assert self._aside is not None
-        x = x.clone()  # what a captured step gives is written over by the next
+        x = x.clone()  # what a captured step gives, or a stage adds to, is written over
         self._aside.wait_stream(torch.cuda.current_stream(x.device))
         with torch.cuda.stream(self._aside):
             self._group.send([x], 1, 0).wait()

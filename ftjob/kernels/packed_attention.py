@@ -13,8 +13,8 @@ import triton.language as tl
 
 from ftjob.model.packing import QUERIES, Blocks
 
-# Keys are looked at in steps of so many, with so many such steps loaded ahead: where biases are
-# looked up in each, in half precision, none is faster.
+# Keys are looked at in steps of so many, of which so many are loaded or at work at once: where
+# biases are looked up in each, in half precision, one alone is faster.
 KEYS, STAGES, STAGES_BIASED = 32, 3, 1
 LOG2_E = tl.constexpr(1.4426950408889634)
 

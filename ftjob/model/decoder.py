@@ -65,7 +65,8 @@ class DecoderStage(Stage):
         self.final = self.stack[-1] if part.last else None
 
     def forward(self, x: torch.Tensor, packing: Packing, pulse: Callable[[], None]) -> torch.Tensor:
-        """Token ids [N] on the first stage, else the stage before's output [N, H].
+        """Token ids [N] on the first stage, else the stage before's output [N, H], which may be
+        written over.
 
         Gives [N, H], or on the last stage [M, H] at the wanted positions, normed for `logits`.
         `pulse` is called after each layer, as a sign of life.

@@ -14,9 +14,9 @@ from ftjob.model.arch import Arch
 # takes less time than the host takes to launch a pass that is not captured: operations, which at
 # half of an H200's product take 5 ms.
 STEPS, TILE, STEP_FLOP = 8, 64, 2e12
-# Passes of so many tokens and more add a layer's products to the residual where it lies: a product
-# takes a few us more then, and the norm behind it reads and writes half as much (on an H200, 16384
-# tokens).
+# Passes of so many tokens and more, not split over a tensor group, add a layer's products to the
+# residual where it lies: a product takes a few us more then, and the norm behind it reads and
+# writes half as much (on an H200, 16384 tokens).
 IN_PLACE = 4096
 # The smallest size that is filled up to where sizes are few, in tokens.
 LEAST = 256

@@ -140,7 +140,8 @@ class Linear(nn.Module):
 
 class RowLinear(Linear):
     """A linear layer added to the residual; its input axis is cut over the tensor group, which
-    sums the products and adds b once. The product is made in the residual's dtype."""
+    sums the products. b is added once, or owed (`Residual.bias`). The product is made in the
+    residual's dtype."""
 
     def __init__(
         self,
@@ -157,7 +158,8 @@ class RowLinear(Linear):
         self._owed: tuple[torch.Tensor | None, torch.Tensor] | None = None
 
     def add_to(self, residual: Residual, x: torch.Tensor) -> Residual:
-        """residual + sum over the group of x W^T, + b: [N, out] on every rank."""
+        """residual + sum over the group of x W^T, + b: [N, out] on every rank. On a GPU what the
+        residual holds may be written over, by the sum."""
         x = x.to(residual.held.dtype)
         if self.group.size == 1 and kernels.used(x.device) and len(x) >= IN_PLACE:
             return self._in_place(residual, x)
@@ -174,14 +176,20 @@ class RowLinear(Linear):
 
     def _in_place(self, residual: Residual, x: torch.Tensor) -> Residual:
         """The product added to what is held, by the product itself; b is owed, with what was."""
-        held, owed = residual.held, residual.bias
+        held, owed = residual.held, self._owed_after(residual.bias)
+        # the last launch before the next norm, which may read what is owed before this has ended
         torch.addmm(held, x, self._weight_in(x.dtype).t(), out=held)
+        return Residual(held, bias=owed)
+
+    def _owed_after(self, owed: torch.Tensor | None) -> torch.Tensor | None:
+        """What is owed with this layer's b, f32 [out]; made once, as it is the same in every
+        pass."""
         if self.bias is None:
-            return Residual(held, bias=owed)
-        if self._owed is None or self._owed[0] is not owed:  # the same in every pass
+            return owed
+        if self._owed is None or self._owed[0] is not owed:
             bias = self.bias.float()
             self._owed = owed, bias if owed is None else owed + bias
-        return Residual(held, bias=self._owed[1])
+        return self._owed[1]
 
 
 class Embedding(nn.Module):

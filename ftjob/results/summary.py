@@ -179,7 +179,7 @@ def finish(folder: RunFolder, score: Score, now: datetime | None = None) -> Json
     if code == DONE:
         code, cause = verdict(config, score)
     results = _results(folder, config, make_task(config), score, status)
-    results.update(code=code, cause=cause)
+    results.update(code=code, cause=cause, reached_end=status["code"] == DONE)
     if code is None:
         results["progress"] = _progress(config, score, status["ranks"])
     write_json(folder.file("results.json"), results)

@@ -72,6 +72,7 @@ def small_kernels(dtype: torch.dtype) -> None:
     x, weight = torch.zeros(3, WIDTH, dtype=dtype), torch.zeros(WIDTH, dtype=dtype)
     add_norm.add_norm(x, x, weight, weight, weight, 1e-5, centred=True)
     add_norm.add_norm(x, None, None, weight, None, 1e-5, centred=False)
+    add_norm.add_norm(x, None, weight.float(), weight, weight, 1e-5, centred=True)
     ids, table = torch.zeros(3, dtype=torch.int64), torch.zeros(50, WIDTH, dtype=dtype)
     embed.embed(ids, table, 0, ids, table, dtype)
     embed.embed(ids, table, 7, None, None, dtype)

@@ -147,6 +147,8 @@ def test_a_run_that_left_every_row_out_is_no_success(tmp_path: Path) -> None:
         results["cause"],
     )
     assert "result INVALID" in render_terminal(results)
+    text = (tmp_path / "run" / "report.md").read_text("utf-8")
+    assert "**No row answered with exit code 3. Result invalid.**" in text
 
 
 @pytest.mark.parametrize(

@@ -222,15 +222,46 @@ def test_a_gpu_keeps_no_scores_and_reads_prompts_without_logits() -> None:
     assert exact.workspace_bytes == made.workspace_bytes + more
 
 
-@pytest.mark.parametrize(("tensor", "tokens"), [(1, 4095), (1, 4096), (2, 4096)])
+@pytest.mark.parametrize(("tensor", "tokens"), [(1, 4095), (1, 4096), (1, 16384), (2, 4096)])
 def test_products_in_place_take_no_room(tensor: int, tokens: int) -> None:
-    """Where they are: the stream, both norms and the inner columns."""
+    """Where they are: the stream, both norms and the inner columns, but no less than the longest
+    pass takes where they are not."""
     wanted = generating(tensor, lanes=8, max_tokens=tokens, dtype="bf16")
     made, _ = planned(wanted, 10**10, "cuda")
-    through = 3 * ARCH.hidden + ARCH.ffn if tensor == 1 and tokens >= 4096 else None
-    through = through or 8 * ARCH.hidden + ARCH.ffn // tensor
+    apart = min(tokens, 4095 if tensor == 1 else tokens) * (8 * ARCH.hidden + ARCH.ffn // tensor)
+    inside = tokens * (3 * ARCH.hidden + ARCH.ffn) if tensor == 1 else 0
     chosen = 8 * 8 * -(-ARCH.vocab // tensor)
-    assert made.workspace_bytes == tokens * 2 * through + chosen + LIBRARY_BYTES
+    assert made.workspace_bytes == 2 * max(apart, inside) + chosen + LIBRARY_BYTES
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("kind", ["gpt", "t5"])
+def test_more_tokens_never_take_less(kind: str, stages: int) -> None:
+    arch = ARCH if kind == "gpt" else t5()
+    taken = []
+    for tokens in (4000, 4095, 4096, 5000, 6000, 8000, 16384):
+        wanted = generating(1, stages, lanes=8, max_tokens=tokens, dtype="bf16")
+        taken.append(planned(wanted, 10**10, "cuda", arch)[0].workspace_bytes)
+    assert taken == sorted(taken)
+    assert taken[-1] > taken[0]
+
+
+def through(arch: Arch, **model: str) -> int:
+    """Elements of half precision that a token of 16384 takes on its way, above choosing."""
+    wanted = config(1, 1, model={"checkpoint": "PATH", **model}, dataset={"mode": "generate"},
+                    batch={"max_tokens": 16384, "lanes": 8})  # fmt: skip
+    made, _ = planned(wanted, 10**10, "cuda", arch)
+    return (made.workspace_bytes - LIBRARY_BYTES - 8 * 8 * arch.vocab) // (2 * 16384)
+
+
+def test_what_cublas_does_not_activate_is_there_twice() -> None:
+    """int8 weights; and f32 inner columns and stream of T5 in f16, with what they were made of."""
+    width, inner = ARCH.hidden, ARCH.ffn
+    assert through(ARCH, dtype="bf16") == 3 * width + inner
+    assert through(ARCH, dtype="bf16", weights="int8") == 3 * width + 2 * inner
+    small = t5(ffn=900)
+    assert through(small, dtype="bf16") == 3 * small.hidden + 900
+    assert through(small, dtype="f16") == 4 * small.hidden + 3 * 900
 
 
 def test_gates_meet_on_a_gpu() -> None:

@@ -175,7 +175,8 @@ def state(results: Mapping[str, Any]) -> State:
     """How the run ended, and every reason why its result does not count; of one that goes on, where
     it runs and how far it is."""
     code = results["code"] if isinstance(results.get("code"), int) else None
-    none_left = _every_row_left_out(results)
+    # a run that went through its rows ends so where it left out every one that did not fail
+    none_left = code == UNREADABLE and bool(results.get("reached_end"))
     meaning, title = _ending(code, none_left)
     cause = str(results.get("cause") or "")
     if code is None:
@@ -205,20 +206,13 @@ def _progress(results: Mapping[str, Any]) -> list[str]:
     return [f"{done} of {number(wanted)} rows are done"]
 
 
-def _every_row_left_out(results: Mapping[str, Any]) -> bool:
-    """Whether a run that ended went through its rows, and none of them was short enough."""
-    counts = [c for c in part(results, "n-samples").values() if isinstance(c, Mapping)]
-    rows = sum(int(c.get("original") or 0) for c in counts)
-    return results.get("code") == UNREADABLE and 0 < rows == results.get("skipped")
-
-
 def _ending(code: int | None, none_left: bool) -> tuple[str, str]:
     if code is None:
         return "it has not ended", "Still running"
     title = "Finished" if code in COMPLETE else "Drained" if code == DRAINED else "Stopped early"
     meaning = EXIT_CODES.get(code, "ended by a signal or an unknown code")
     if none_left:
-        title, meaning = "No row answered", "every row was left out as too long"
+        title, meaning = "No row answered", "rows were left out as too long"
     return f"{meaning} (exit code {code})", f"{title} with exit code {code}" if code else title
 
 
