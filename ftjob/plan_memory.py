@@ -50,29 +50,37 @@ def _cpu_columns(arch: Arch, tensor: int, tokens: int) -> int:
 def _gpu_bytes(config: JobConfig, arch: Arch, dtype_bytes: int, tokens: int) -> int:
     """Bytes of the same on a GPU, where sums wait for the next norm. In the MLP the layer's stream
     and product, both halves' norms, the stream between them and the last product are there, and
-    the inner columns: twice, unless cuBLAS activates them as it makes them. Where products are
-    added in place the stream and the norms are all, in attention with q/k/v and its output; less
-    than what the longest pass takes that does not. A later stage has what came besides, there and
-    where captured passes look for it, in each micro-batch."""
-    tensor, stages, dtype = config.parallel.tensor, config.parallel.pipeline, config.model.dtype
-    half = dtype_bytes == 2
+    the inner columns. Where products are added in place the stream and the norms are all, in
+    attention with q/k/v and its output; but a shorter pass that adds none in place must fit too.
+    A later stage has what came besides, there and where captured passes look for it, in each
+    micro-batch."""
+    tensor, stages = config.parallel.tensor, config.parallel.pipeline
     # T5's stream in f16 is f32, and so are the inner columns that its last product takes
-    wide = 2 if dtype == "f16" and arch.relative is not None else 1
-    plain = arch.activation in ("gelu_tanh", "relu")
-    fused = half and plain and config.model.weights == "float"
-    inner = 4 * wide if arch.gated else wide + 1 if wide > 1 or not fused else 1
-    inner *= arch.ffn // tensor
+    wide = 2 if config.model.dtype == "f16" and arch.relative is not None else 1
+    inner = _inner_copies(config, arch, dtype_bytes, wide) * arch.ffn // tensor
     apart = (6 * wide + 2) * arch.hidden + inner
     if tensor > 1:
         held = tokens * apart
     else:
         attention = (wide + 1) * arch.hidden + (3 + wide) * arch.width
         inside = max(attention, (wide + 2) * arch.hidden + inner)
-        few = min(tokens, IN_PLACE - 1)
-        held = max(few * apart, tokens * inside if tokens >= IN_PLACE else 0)
+        held = min(tokens, IN_PLACE - 1) * apart
+        if tokens >= IN_PLACE:
+            held = max(held, tokens * inside)
     if stages > 1:
         held += (1 + stages) * tokens * wide * arch.hidden
     return held * dtype_bytes
+
+
+def _inner_copies(config: JobConfig, arch: Arch, dtype_bytes: int, wide: int) -> int:
+    """How often a GPU has the MLP's inner columns at once, in the model's dtype: once where cuBLAS
+    activates them as it makes them (`model/layers.Linear`), else also as they were before; of a
+    gate twice, with what is activated and their product."""
+    if arch.gated:
+        return 4 * wide
+    fused = dtype_bytes == 2 and config.model.weights == "float"
+    fused = fused and arch.activation in ("gelu_tanh", "relu")
+    return 1 if fused and wide == 1 else wide + 1
 
 
 def _choosing_bytes(arch: Arch, tensor: int, lanes: int, device: str) -> int:

@@ -153,9 +153,9 @@ class Stage(nn.Module):
         self, x: torch.Tensor, entry: Entry, keep: Keep, pulse: Callable[[], None]
     ) -> torch.Tensor:
         """Read new rows: entry.ids on the first stage, else what the stage before gave, [N, H],
-        which may be written over.
-        `keep` gets keys and values of prompts. Gives [N, H] for the next stage, or on the last one
-        for `admit`; without an encoder nobody needs what the last one gives."""
+        which may be written over. `keep` gets keys and values of prompts. Gives [N, H] for the next
+        stage, or on the last one for `admit`; without an encoder nobody needs what the last one
+        gives."""
         raise TypeError(f"{type(self).__name__} does not generate")
 
     def admit(self, encoded: torch.Tensor, keep: Keep) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -246,6 +247,17 @@ def test_more_tokens_never_take_less(kind: str, stages: int) -> None:
     assert taken[-1] > taken[0]
 
 
+def test_a_later_stage_has_what_came_to_it_besides() -> None:
+    """Once as it came, and where each micro-batch's captured passes look for it."""
+    one, two, five = (
+        planned(generating(1, n, lanes=n, max_tokens=8192, dtype="bf16"), 10**10, "cuda")[0]
+        for n in (1, 2, 5)
+    )
+    stream = 2 * 8192 * ARCH.hidden
+    assert two.workspace_bytes - one.workspace_bytes == 3 * stream
+    assert five.workspace_bytes - one.workspace_bytes == 6 * stream
+
+
 def through(arch: Arch, **model: str) -> int:
     """Elements of half precision that a token of 16384 takes on its way, above choosing."""
     wanted = config(1, 1, model={"checkpoint": "PATH", **model}, dataset={"mode": "generate"},
@@ -259,6 +271,8 @@ def test_what_cublas_does_not_activate_is_there_twice() -> None:
     width, inner = ARCH.hidden, ARCH.ffn
     assert through(ARCH, dtype="bf16") == 3 * width + inner
     assert through(ARCH, dtype="bf16", weights="int8") == 3 * width + 2 * inner
+    narrow = replace(ARCH, ffn=8)  # attention has more
+    assert through(narrow, dtype="bf16") == 2 * width + 4 * narrow.width
     small = t5(ffn=900)
     assert through(small, dtype="bf16") == 3 * small.hidden + 900
     assert through(small, dtype="f16") == 4 * small.hidden + 3 * 900
