@@ -25,6 +25,7 @@ from ftjob.decode.search import (
     SearchRow,
     ancestry,
     grown,
+    one_by_one,
     smallest_ties,
     steps_at_first,
 )
@@ -317,7 +318,7 @@ class BeamSearch:
         """The hypotheses of finished rows."""
         whole = (self._length, self._endings, self._pool)
         steps = (self._history, self._logprobs, self._gaps)
-        return Harvest(slots, self._processors.rows, self._answer, whole, steps)
+        return Harvest(slots, self._processors.rows, one_by_one(self._answer), whole, steps)
 
     def _answer(
         self,
@@ -331,7 +332,6 @@ class BeamSearch:
     ) -> Generated:
         options = row.options
         history, logprobs = every[:length].tolist(), singly[:length].tolist()
-        gaps = close[:length].tolist()
         pool = [f for f in pooled.tolist() if f[0] != -torch.inf]
         found: list[Hypothesis] = []
         for ending, figures in zip(endings.tolist(), pool, strict=False):
@@ -347,4 +347,4 @@ class BeamSearch:
         unit = float(length) ** min(0.0, options.length_penalty)
         ordered = [(a[0] - b[0]) * unit for a, b in pairwise(pool[: len(found) + 1])]
         final = [(len(found[0].ids) - 1, gap) for gap in ordered]
-        return Generated(found, smallest_ties([*enumerate(gaps), *final]))
+        return Generated(found, smallest_ties([*enumerate(close[:length].tolist()), *final]))

@@ -22,6 +22,7 @@ from ftjob.decode.search import (
     SearchRow,
     ancestry,
     grown,
+    one_by_one,
     smallest_ties,
     steps_at_first,
 )
@@ -179,7 +180,7 @@ class CompetingBeams:
         """The hypotheses of finished rows."""
         whole = (self._length, self._cums, self._sizes, self._ranked)
         steps = (self._history, self._logprobs, self._gaps)
-        return Harvest(slots, self._processors.rows, self._answer, whole, steps)
+        return Harvest(slots, self._processors.rows, one_by_one(self._answer), whole, steps)
 
     def _answer(
         self,

@@ -31,6 +31,16 @@ class Extents:
                 return None
         return starts
 
+    def fits(self, sizes: Sequence[int]) -> bool:
+        """Whether `take` would give all of them now."""
+        total = sum(sizes)
+        if any(end - start >= total for start, end in self._gaps):
+            return True  # whatever other gaps take leaves room enough there
+        starts = self.take(sizes)
+        for start, size in zip(starts or [], sizes, strict=starts is not None):
+            self.give(start, size)
+        return starts is not None
+
     def give(self, start: int, size: int) -> None:
         """An extent is free again."""
         at = bisect_left(self._gaps, (start, start))

@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 
+import numpy as np
 import torch
 
 from ftjob.batching import Chunk, halves, widest
@@ -26,9 +27,10 @@ from ftjob.decode.scoring import packed_tokens, score_chunk
 from ftjob.decode.search import Advance, SearchRow
 from ftjob.errors import ConfigError
 from ftjob.job import Job
+from ftjob.model.attention import Keep
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.residual import Kind
-from ftjob.model.stage import Stage
+from ftjob.model.stage import Entry, Stage
 from ftjob.plan import DeviceSpec
 from ftjob.tasks.base import Answer, Generated, GenerateRequest, ScoreRequest
 
@@ -166,7 +168,7 @@ class Generator:
             flags = batch.flags
             if flags is None:  # what was chosen comes from the last stage
                 form = (batch.lanes.rows, 2 * self._width + 1), torch.int64
-                chosen = self._unpacked(self._home(batch, CHOSEN, form))
+                chosen = Advance.of(self._home(batch, CHOSEN, form))
                 batch.lanes.settle(chosen)
                 flags = chosen.finished
             batch.books.advance(batch.cohorts)
@@ -239,15 +241,20 @@ class Generator:
         keep, where = batch.lanes.enter(cohort, arena)
         rows = cohort.rows
         lengths = [len(r.ids) - (0 if self._arch.seq2seq else 1) for r in rows]
-        ids = [t for r, n in zip(rows, lengths, strict=True) for t in r.ids[:n]]
-        batch.entering = [SearchRow.of(r, self._start) for r in rows]
+        each = (r.ids[:n] for r, n in zip(rows, lengths, strict=True))
+        ids = np.fromiter(chain.from_iterable(each), np.int64, sum(lengths))
         self._score_prompts(batch, rows)
         entry = self._stage.entry(ids, lengths, arena)
         batch.entry, batch.keep = entry, keep
         places = where, entry.packing.place
         batch.place = None if None in places else places
-        if not ids:  # prompts of one token
-            return
+        if len(ids):  # prompts of more than one token
+            self._read(batch, entry, keep)
+        # behind what a GPU waits for
+        batch.entering = [SearchRow.of(r, self._start) for r in rows]
+
+    def _read(self, batch: MicroBatch, entry: Entry, keep: Keep) -> None:
+        """Read what enters, and hand it on."""
         form = self._stage.form(len(entry.ids))
         x = batch.passes.run(
             batch.place,
@@ -311,10 +318,8 @@ class Generator:
         self._pulse()
         batch.flags = chosen.finished
         if self._wires.homes:
-            flags = chosen.finished.unsqueeze(1).to(torch.int64)
-            message = torch.cat([chosen.ids, chosen.parents, flags], dim=1)  # [n, 2 W + 1]
             for way in self._wires.homes:
-                way.put(self._tag(self._turn, CHOSEN), message, self._pulse)
+                way.put(self._tag(self._turn, CHOSEN), chosen.message(), self._pulse)
 
     def _chosen(self, batch: MicroBatch, logits: torch.Tensor) -> Advance:
         """The next tokens, which the lanes take over."""
@@ -322,10 +327,6 @@ class Generator:
         chosen = batch.search.advance(batch.lanes.spread(logits), self._wires.group)
         batch.lanes.settle(chosen)
         return chosen
-
-    def _unpacked(self, message: torch.Tensor) -> Advance:
-        width = self._width
-        return Advance(message[:, :width], message[:, width:-1], message[:, -1].bool())
 
     def _before(self, kind: int, form: Form) -> torch.Tensor:
         assert self._wires.before is not None

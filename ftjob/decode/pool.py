@@ -78,11 +78,7 @@ class PoolLanes:
     def fits(self, chunk: Chunk) -> bool:
         """See `Lanes`."""
         # in the order of `enter`: what fits in one order need not in another
-        sizes = [self._size(row) for row in entering(chunk)]
-        starts = self._extents.take(sizes)
-        for start, size in zip(starts or [], sizes, strict=starts is not None):
-            self._extents.give(start, size)
-        return starts is not None
+        return self._extents.fits([self._size(row) for row in entering(chunk)])
 
     def _size(self, row: GenerateRequest) -> int:
         return len(row.ids) + self._width * row.max_new_tokens

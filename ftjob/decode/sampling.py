@@ -7,10 +7,11 @@ logits and harvests answers.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
 import torch
 
 from ftjob import kernels
@@ -235,21 +236,47 @@ class Sampling:
         """The hypotheses of finished rows, one a drawn answer in order; their score is their
         cum_logprob."""
         rows, steps = self._processors.rows, (self._ids, self._figures)
-        return Harvest(slots, rows, self._answer, (self._length,), steps)
+        return Harvest(slots, rows, self._answers, (self._length,), steps)
 
-    def _answer(self, row: SearchRow, lengths: Array, every: Array, figures: Array) -> Generated:
+    def _answers(
+        self, rows: Sequence[SearchRow], lengths: Array, every: Array, figures: Array
+    ) -> list[Generated]:
+        """All rows' answers. A GPU may wait meanwhile, so numbers are put in the order in which
+        they are read, [rows, W, step] and [rows, W, FIGURES, step], and as few of them as can be
+        become objects. Log-probabilities are added token by token in f64: a row's sum is the same
+        whatever rows it is harvested with."""
+        every = np.ascontiguousarray(np.moveaxis(every, 1, -1))
+        figures = np.ascontiguousarray(np.moveaxis(figures, 1, -1))
+        sums = figures[:, :, 0].cumsum(axis=2, dtype=np.float64)
+        totals = np.take_along_axis(sums, lengths[:, :, None] - 1, axis=2)[:, :, 0]
+        close: Array = np.any(figures[:, :, 2] < NEAR_TIE, axis=2)
+        told = zip(lengths.tolist(), totals.tolist(), close.tolist(), strict=True)
+        return [
+            self._answer(row, own, numbers, zip(*lanes, strict=True))
+            for row, own, numbers, lanes in zip(rows, every, figures, told, strict=True)
+        ]
+
+    def _answer(
+        self,
+        row: SearchRow,
+        every: Array,
+        figures: Array,
+        lanes: Iterable[tuple[int, float, bool]],
+    ) -> Generated:
+        """A row's; `lanes` have their lengths, the sums of their log-probabilities, and whether
+        there may be near ties."""
         options = row.options
         found: list[Hypothesis] = []
-        close: list[tuple[int, float]] = []
-        for lane, length in enumerate(lengths[: options.num_return_sequences].tolist()):
-            ids: list[int] = every[:length, lane].tolist()
-            mine = figures[:length, lane]
-            total = math.fsum(mine[:, 0].tolist())
-            own = mine[:, 1].tolist() if options.token_logprobs else None
-            reason = self._processors.reason(row, ids)
-            found.append(Hypothesis(ids, total, total, reason, own))
-            close += [(i, gap) for i, gap in enumerate(mine[:, 2].tolist()) if gap < NEAR_TIE]
-        return Generated(found, smallest_ties(close))
+        ties: list[tuple[int, float]] = []
+        asked = islice(lanes, options.num_return_sequences)
+        for lane, (length, total, close) in enumerate(asked):
+            ids: list[int] = every[lane, :length].tolist()
+            own = figures[lane, 1, :length].tolist() if options.token_logprobs else None
+            found.append(Hypothesis(ids, total, total, self._processors.reason(row, ids), own))
+            if close:
+                gaps: list[float] = figures[lane, 2, :length].tolist()
+                ties += [(i, gap) for i, gap in enumerate(gaps) if gap < NEAR_TIE]
+        return Generated(found, smallest_ties(ties))
 
 
 def _kind(options: RowOptions) -> str:

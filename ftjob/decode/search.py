@@ -35,12 +35,23 @@ class Advance:
     parents: torch.Tensor
     finished: torch.Tensor
 
+    def message(self) -> torch.Tensor:
+        """All of it as one tensor [n, 2 * W + 1] int64, as the last stage sends it home."""
+        flags = self.finished.unsqueeze(1).to(torch.int64)
+        return torch.cat([self.ids, self.parents, flags], dim=1)
+
+    @staticmethod
+    def of(message: torch.Tensor) -> Advance:
+        """What such a message says."""
+        width = message.shape[1] // 2
+        return Advance(message[:, :width], message[:, width:-1], message[:, -1].bool())
+
 
 @dataclass(frozen=True)
 class SearchRow:
     """What a search must know of a row: the most new tokens it may get, the tokens before the first
-    of them, its options, and the hash of content and occurrence that its draws depend on, as a
-    signed word of 64 bits."""
+    of them, its options, and the hash of content and occurrence that its draws depend on, if there
+    are any, as a signed word of 64 bits."""
 
     limit: int
     context: Sequence[int] = ()
@@ -54,13 +65,15 @@ class SearchRow:
         options = request.options
         own = start if options.start_id is None else options.start_id
         context = request.ids if start is None or own is None else [own]
-        return cls(request.max_new_tokens, context, options, request.draw)
+        # a hash, which nobody asks for where nothing is drawn
+        draw = request.draw if options.drawn else 0
+        return cls(request.max_new_tokens, context, options, draw)
 
 
 class Harvest:
-    """Answers on their way to the host: `answer` makes one of a row and of what is kept of it.
+    """Answers on their way to the host: `answers` makes them of rows and of what is kept of them.
 
-    That is the states of its slot, `whole` [slots, ...] and then `steps` [slots, step, ...], the
+    Those are the states of their slots, `whole` [rows, ...] and then `steps` [rows, step, ...], the
     latter as far as any of the rows may have come. They are copied at once.
     """
 
@@ -68,11 +81,11 @@ class Harvest:
         self,
         slots: Sequence[int],
         rows: Sequence[SearchRow],
-        answer: Callable[..., Generated],
+        answers: Callable[..., list[Generated]],
         whole: Sequence[torch.Tensor],
         steps: Sequence[torch.Tensor],
     ) -> None:
-        self._rows, self._answer = [rows[slot] for slot in slots], answer
+        self._rows, self._answers = [rows[slot] for slot in slots], answers
         at = sent(slots, whole[0].device, torch.int64)
         most = max(row.limit for row in self._rows)
         self._kept = [Fetched(state[at]) for state in whole]
@@ -80,8 +93,12 @@ class Harvest:
 
     def __call__(self, check: Callable[[], None] = lambda: None) -> list[Generated]:
         """The answers; `check` is called while the device works, see `Fetched.take`."""
-        held = [each.take(check).numpy() for each in self._kept]
-        return [self._answer(*row) for row in zip(self._rows, *held, strict=True)]
+        return self._answers(self._rows, *(each.take(check).numpy() for each in self._kept))
+
+
+def one_by_one(answer: Callable[..., Generated]) -> Callable[..., list[Generated]]:
+    """The answers of all rows by what makes that of one, of the row and its states."""
+    return lambda rows, *held: [answer(*row) for row in zip(rows, *held, strict=True)]
 
 
 class Search(Protocol):

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
 import torch
 from torch import nn
 
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
-from ftjob.model.arrays import Arena
+from ftjob.model.arrays import Arena, Array
 from ftjob.model.attention import Attention, Keep, Sight
 from ftjob.model.layers import Mlp, WeightFormat
 from ftjob.model.packing import Packing
@@ -77,11 +76,10 @@ class DecoderStage(Stage):
             pulse()
         return self.handed_on(residual)
 
-    def entry(self, ids: Sequence[int], lengths: Sequence[int], arena: Arena) -> Entry:
+    def entry(self, ids: Array, lengths: Sequence[int], arena: Arena) -> Entry:
         """Prompts but for their last token."""
         some = [n for n in lengths if n]
-        array = np.asarray(ids, np.int64)
-        packing, (there,) = Packing.beside([array], some, [], arena.device, fill=True, arena=arena)
+        packing, (there,) = Packing.beside([ids], some, [], arena.device, fill=True, arena=arena)
         return Entry(there, packing)
 
     def enter(

@@ -139,7 +139,9 @@ class Packing:
         sizes = np.asarray(lengths, np.int64)
         firsts = sizes if none else np.asarray(wanted_from, np.int64)
         positions = places(sizes)
-        (wanted,) = np.nonzero(positions >= np.repeat(firsts, sizes))
+        wanted = np.zeros(0, np.int64)
+        if not none:
+            (wanted,) = np.nonzero(positions >= np.repeat(firsts, sizes))
         if not kernels.used(device):
             there = to_device([positions, wanted, *arrays], device)
             alike = _alike(lengths)

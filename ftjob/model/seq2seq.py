@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
 from ftjob.comm import Comm
 from ftjob.model.arch import Arch
-from ftjob.model.arrays import Arena
+from ftjob.model.arrays import Arena, Array
 from ftjob.model.attention import Attention, CrossAttention, Keep, Sight
 from ftjob.model.layers import Mlp, WeightFormat
 from ftjob.model.packing import SourcePacking
@@ -80,11 +79,9 @@ class Seq2SeqStage(Stage):
         if part.last:
             self.encoder_norm = make_norm(arch, kind)
 
-    def entry(self, ids: Sequence[int], lengths: Sequence[int], arena: Arena) -> Entry:
+    def entry(self, ids: Array, lengths: Sequence[int], arena: Arena) -> Entry:
         """Sources."""
-        packing, there = SourcePacking.beside(
-            np.asarray(ids, np.int64), lengths, arena.device, arena
-        )
+        packing, there = SourcePacking.beside(ids, lengths, arena.device, arena)
         return Entry(there, packing)
 
     def enter(

@@ -19,7 +19,7 @@ from ftjob.comm import Comm, Form
 from ftjob.kernels import linear_cpu
 from ftjob.kernels.few_rows_configs import MOST_ROWS, arrivals
 from ftjob.model.arch import Arch
-from ftjob.model.arrays import Arena
+from ftjob.model.arrays import Arena, Array
 from ftjob.model.attention import Keep, Sight
 from ftjob.model.layers import Embedding, Linear, WeightFormat
 from ftjob.model.packing import Packing, SourcePacking
@@ -145,8 +145,8 @@ class Stage(nn.Module):
         """What a stage gives of the stream behind its layers, [N, H]: normed on the last one."""
         return self.norm.add(residual)[1] if self.last else residual.total()
 
-    def entry(self, ids: Sequence[int], lengths: Sequence[int], arena: Arena) -> Entry:
-        """Rows of so many of the `ids` each, longest first, on the device of the arena."""
+    def entry(self, ids: Array, lengths: Sequence[int], arena: Arena) -> Entry:
+        """Rows of so many of the `ids` [N] int64 each, longest first, on the arena's device."""
         raise TypeError(f"{type(self).__name__} does not generate")
 
     def enter(

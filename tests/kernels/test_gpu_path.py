@@ -102,7 +102,7 @@ def encoded(ways: int, device: torch.device) -> list[torch.Tensor]:
     ids = torch.randint(61, (sum(lengths),), generator=torch.Generator().manual_seed(1))
 
     def read(group: Comm) -> torch.Tensor:
-        entry = stage_of(T5, group, device).entry(ids.tolist(), lengths, Arena(device))
+        entry = stage_of(T5, group, device).entry(ids.numpy(), lengths, Arena(device))
         return (
             stage_of(T5, group, device)
             .enter(entry.ids, entry, [], lambda: None)

@@ -28,7 +28,7 @@ from ftjob.decode.loop import Finished, Generator
 from ftjob.handout import Handout
 from ftjob.link import Done, LocalLink, Message, Work
 from ftjob.model.arch import Arch
-from ftjob.model.arrays import Arena
+from ftjob.model.arrays import Arena, Array
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.families import family
 from ftjob.model.stage import Entry
@@ -61,7 +61,7 @@ class Silent:
 
     most = 0
 
-    def entry(self, ids: list[int], lengths: list[int], arena: Arena) -> Entry:
+    def entry(self, ids: Array, lengths: list[int], arena: Arena) -> Entry:
         assert lengths == sorted(lengths, reverse=True)
         assert sum(lengths) == len(ids)
         return DecoderStage.entry(self, ids, lengths, arena)

@@ -231,6 +231,26 @@ def close(found: Generated, wanted: Generated) -> None:
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
 
 
+def test_a_rows_sum_is_the_same_to_the_last_bit_whatever_rows_leave_with_it() -> None:
+    """Rows of 150 and of 40 tokens, harvested at once and one by one; a resumed run has other
+    company. Each is the sum of its own log-probabilities."""
+    options = RowOptions(token_logprobs=True)
+    limits = [150, 40, 149]
+    search = make_search(DecodeConfig(max_new_tokens=150), (), len(limits), VOCAB, CPU)
+    search.enter(0, [SearchRow(limit, [1], options) for limit in limits])
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(max(limits)):
+        search.advance(torch.randn(len(limits), VOCAB, generator=generator), Solo())
+    together = search.harvest(range(len(limits)))()
+    for slot, (limit, answer) in enumerate(zip(limits, together, strict=True)):
+        (alone,) = search.harvest([slot])()
+        assert alone == answer
+        (hypothesis,) = answer.hypotheses
+        assert hypothesis.logprobs is not None
+        assert len(hypothesis.ids) == len(hypothesis.logprobs) == limit
+        assert hypothesis.cum_logprob == pytest.approx(math.fsum(hypothesis.logprobs), rel=1e-12)
+
+
 def test_draws_depend_on_seed_content_occurrence_and_position() -> None:
     oracle = Oracle("gpt2", (), 0.0)
     (line,) = lines([4], [12])
