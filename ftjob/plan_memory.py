@@ -12,24 +12,34 @@ from ftjob.model.fill import IN_PLACE
 
 # What cuBLAS keeps for the streams of a device: some 95 MB were seen on an H200 with torch 2.11.
 LIBRARY_BYTES = 95_000_000
+# Logits of scored positions are made a slice at a time, of so many bytes if they were f32.
+LOGIT_BYTES = 1 << 27
 
 
 def workspace_bytes(
-    config: JobConfig, arch: Arch, dtype_bytes: int, device: str, tokens: int, lanes: int
+    config: JobConfig,
+    arch: Arch,
+    dtype_bytes: int,
+    device: str,
+    tokens: int,
+    lanes: int,
+    scored: int | None = None,
 ) -> int:
-    """What a batch of so many tokens takes on its way through, with logits of one position in
-    sixteen; where rows are continued also what chooses the next tokens of so many lanes. A GPU
-    reads prompts without logits, and scores by those that a product gives in the model's dtype.
+    """What a batch of so many tokens takes on its way through, with logits of those that are
+    `scored`, or of one position in sixteen; where rows are continued also what chooses the next
+    tokens of so many lanes. A GPU reads prompts without logits, and scores by those that a product
+    gives in the model's dtype, slice by slice.
     """
     tensor, gpu = config.parallel.tensor, device == "cuda"
-    generates = config.dataset.generates
-    if gpu:
-        made = _gpu_bytes(config, arch, dtype_bytes, tokens)
+    generates, columns = config.dataset.generates, -(-arch.vocab // config.parallel.tensor)
+    scored = tokens // 16 + 1 if scored is None else scored
+    if not gpu:
+        made = tokens * _cpu_columns(arch, tensor, tokens) * dtype_bytes + 4 * scored * columns
     else:
-        made = tokens * _cpu_columns(arch, tensor, tokens) * dtype_bytes
-    if not (gpu and generates):
-        each = dtype_bytes if gpu else 4
-        made += each * (tokens // 16 + 1) * -(-arch.vocab // tensor)
+        made, widest = _gpu_bytes(config, arch, dtype_bytes, tokens)
+        logits = dtype_bytes * columns * min(scored, max(1, LOGIT_BYTES // (4 * columns)))
+        # they come last, where the widest tensor of the layers was
+        made += 0 if generates or logits <= widest else logits
     if generates:
         made += _choosing_bytes(arch, tensor, lanes, device)
     return made + (LIBRARY_BYTES if gpu else 0)
@@ -47,13 +57,14 @@ def _cpu_columns(arch: Arch, tensor: int, tokens: int) -> int:
     return columns
 
 
-def _gpu_bytes(config: JobConfig, arch: Arch, dtype_bytes: int, tokens: int) -> int:
-    """Bytes of the same on a GPU, where sums wait for the next norm. In the MLP the layer's stream
-    and product, both halves' norms, the stream between them and the last product are there, and
-    the inner columns. Where products are added in place the stream and the norms are all, in
-    attention with q/k/v and its output; but a shorter pass that adds none in place must fit too.
-    A later stage has what came besides, there and where captured passes look for it, in each
-    micro-batch."""
+def _gpu_bytes(config: JobConfig, arch: Arch, dtype_bytes: int, tokens: int) -> tuple[int, int]:
+    """Bytes of the same on a GPU, where sums wait for the next norm, and of the widest tensor. In
+    the MLP the layer's stream and product, both halves' norms, the stream between them and the last
+    product are there, and the inner columns. Where products are added in place there are the
+    stream, a norm, what attention gives and then the next norm, the inner columns, and the room of
+    q/k/v, which is too narrow for these and so stays as it is in torch's allocator; but a shorter
+    pass that adds none in place must fit too. A later stage has what came besides, there and where
+    captured passes look for it, in each micro-batch."""
     tensor, stages = config.parallel.tensor, config.parallel.pipeline
     # T5's stream in f16 is f32, and so are the inner columns that its last product takes
     wide = 2 if config.model.dtype == "f16" and arch.relative is not None else 1
@@ -62,14 +73,13 @@ def _gpu_bytes(config: JobConfig, arch: Arch, dtype_bytes: int, tokens: int) -> 
     if tensor > 1:
         held = tokens * apart
     else:
-        attention = (wide + 1) * arch.hidden + (3 + wide) * arch.width
-        inside = max(attention, (wide + 2) * arch.hidden + inner)
         held = min(tokens, IN_PLACE - 1) * apart
         if tokens >= IN_PLACE:
-            held = max(held, tokens * inside)
+            held = max(held, tokens * ((wide + 2) * arch.hidden + 3 * arch.width + inner))
     if stages > 1:
         held += (1 + stages) * tokens * wide * arch.hidden
-    return held * dtype_bytes
+    widest = tokens * max(3 * arch.width // tensor, arch.ffn // tensor)
+    return held * dtype_bytes, widest * dtype_bytes
 
 
 def _inner_copies(config: JobConfig, arch: Arch, dtype_bytes: int, wide: int) -> int:

@@ -171,13 +171,16 @@ def apart(
 
 
 def planned_bytes(job: Job, cell: Cell) -> int:
-    """What the plan expects the fullest device to hold; rows that are scored keep no cache. Of rows
-    that are continued no more are read at once than there are."""
+    """What the plan expects the fullest device to hold; rows that are scored keep no cache. No more
+    is read at once than there is, or scored."""
     plan, room = job.plan, job.plan.generation
-    if room is None:
-        return plan.bytes_taken(cell.batch, 0)
-    read = min(plan.max_tokens, cell.batch * cell.input_len)
     about = (job.config, job.source.arch, DTYPE_BYTES[job.config.model.dtype], plan.machine.device)
+    if room is None:
+        length = cell.input_len + cell.output_len
+        rows = min(cell.batch, max(1, plan.max_tokens // length))
+        workspace = workspace_bytes(*about, rows * length, 0, rows * cell.output_len)
+        return replace(plan, workspace_bytes=workspace).bytes_taken(cell.batch, 0)
+    read = min(plan.max_tokens, cell.batch * cell.input_len)
     workspace = workspace_bytes(*about, read, cell.batch * room.beams)
     tokens = plan.row_tokens(cell.input_len, cell.output_len)
     return replace(plan, workspace_bytes=workspace).bytes_taken(cell.batch, tokens)

@@ -22,9 +22,9 @@ from ftjob.decode.looks import Fetched
 from ftjob.model.decoder import DecoderStage
 from ftjob.model.fill import PADDED
 from ftjob.model.packing import Packing
+from ftjob.plan_memory import LOGIT_BYTES
 from ftjob.tasks.base import Scored, ScoreRequest
 
-LOGIT_BYTES = 1 << 28
 # Seconds between two looks at whether a GPU is done.
 LOOK_S = 0.0002
 # log-probabilities, most likely ids, gaps: [M] each

@@ -21,7 +21,7 @@ from ftjob.errors import CONFIG_REFUSED, ConfigError
 from ftjob.model.arch import Arch
 from ftjob.plan import Machine, Plan
 from ftjob.plan_generation import Generation
-from ftjob.plan_memory import LIBRARY_BYTES
+from ftjob.plan_memory import LIBRARY_BYTES, workspace_bytes
 from ftjob.tasks.base import GenerateRequest, Row
 
 
@@ -225,12 +225,12 @@ def test_a_gpu_keeps_no_scores_and_reads_prompts_without_logits() -> None:
 
 @pytest.mark.parametrize(("tensor", "tokens"), [(1, 4095), (1, 4096), (1, 16384), (2, 4096)])
 def test_products_in_place_take_no_room(tensor: int, tokens: int) -> None:
-    """Where they are: the stream, both norms and the inner columns, but no less than the longest
-    pass takes where they are not."""
+    """Where they are: the stream, both norms, q/k/v and the inner columns, but no less than the
+    longest pass takes where they are not."""
     wanted = generating(tensor, lanes=8, max_tokens=tokens, dtype="bf16")
     made, _ = planned(wanted, 10**10, "cuda")
     apart = min(tokens, 4095 if tensor == 1 else tokens) * (8 * ARCH.hidden + ARCH.ffn // tensor)
-    inside = tokens * (3 * ARCH.hidden + ARCH.ffn) if tensor == 1 else 0
+    inside = tokens * (6 * ARCH.hidden + ARCH.ffn) if tensor == 1 and tokens >= 4096 else 0
     chosen = 8 * 8 * -(-ARCH.vocab // tensor)
     assert made.workspace_bytes == 2 * max(apart, inside) + chosen + LIBRARY_BYTES
 
@@ -269,13 +269,11 @@ def through(arch: Arch, **model: str) -> int:
 def test_what_cublas_does_not_activate_is_there_twice() -> None:
     """int8 weights; and f32 inner columns and stream of T5 in f16, with what they were made of."""
     width, inner = ARCH.hidden, ARCH.ffn
-    assert through(ARCH, dtype="bf16") == 3 * width + inner
-    assert through(ARCH, dtype="bf16", weights="int8") == 3 * width + 2 * inner
-    narrow = replace(ARCH, ffn=8)  # attention has more
-    assert through(narrow, dtype="bf16") == 2 * width + 4 * narrow.width
+    assert through(ARCH, dtype="bf16") == 6 * width + inner
+    assert through(ARCH, dtype="bf16", weights="int8") == 6 * width + 2 * inner
     small = t5(ffn=900)
-    assert through(small, dtype="bf16") == 3 * small.hidden + 900
-    assert through(small, dtype="f16") == 4 * small.hidden + 3 * 900
+    assert through(small, dtype="bf16") == 3 * small.hidden + 3 * small.width + 900
+    assert through(small, dtype="f16") == 4 * small.hidden + 3 * small.width + 3 * 900
 
 
 def test_gates_meet_on_a_gpu() -> None:
@@ -287,8 +285,21 @@ def test_gates_meet_on_a_gpu() -> None:
 
 
 def test_scores_of_a_gpu_are_the_products_own() -> None:
-    """Of one position in sixteen, in the model's dtype."""
-    scoring = config(1, 1, model={"checkpoint": "PATH", "dtype": "bf16"}, batch={"max_tokens": 32})
-    made = plan(scoring, Machine((1,), "cuda", 10**9, "test"))
-    through = 32 * 2 * (8 * ARCH.hidden + ARCH.ffn)
-    assert made.workspace_bytes == through + 2 * 3 * ARCH.vocab + LIBRARY_BYTES
+    """Of one position in sixteen, in the model's dtype, a slice at a time; where the inner columns
+    were as far as they fit."""
+
+    def taken(vocab: int, **about: int) -> int:
+        scoring = config(1, 1, model={"checkpoint": "PATH", "dtype": "bf16"})
+        arch = replace(ARCH, vocab=vocab)
+        through = 32 * 2 * (8 * ARCH.hidden + ARCH.ffn)
+        made = workspace_bytes(scoring, arch, 2, "cuda", 32, 0, **about)
+        return made - through - LIBRARY_BYTES
+
+    most = 32 * ARCH.ffn // 3  # ids whose logits of three positions are as wide
+    assert taken(most) == 0
+    assert taken(most + 1) == 2 * 3 * (most + 1)
+    assert taken(most + 1, scored=2) == 0
+    assert taken(most + 1, scored=32) == 2 * 32 * (most + 1)
+    # 2 ** 27 bytes of f32 are two positions of so many ids
+    assert taken(2**24) == 2 * 2 * 2**24
+    assert taken(2**27) == 2 * 2**27
