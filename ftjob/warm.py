@@ -12,13 +12,13 @@ from ftjob.batching import Chunk
 from ftjob.config.groups import DecodeConfig
 from ftjob.model.arch import Arch
 from ftjob.model.fill import Fill
-from ftjob.plan import Plan
+from ftjob.plan import SCORED_TOKENS, Plan
 from ftjob.plan_generation import Generation, rungs
 from ftjob.tasks.base import GenerateRequest, Row, ScoreRequest
 
 # On a GPU the first chunk of a size looks for memory and for the fastest products of that size:
-# scoring warms up there on so many tokens at most, in rows of so many; on a CPU on one row of 8.
-TOKENS, LENGTH = 16384, 128
+# scoring warms up there on `SCORED_TOKENS` at most, in rows of so many; on a CPU on one row of 8.
+LENGTH = 128
 SHORT = 8
 # A pass over entering rows has so many of them at least, so that few are long.
 ENTERING = 128
@@ -30,7 +30,7 @@ _ROW = Row(0, 0, b"", "")
 def to_score(arch: Arch, max_tokens: int, gpu: bool) -> Chunk:
     """Rows to be scored at their last tokens: at most `max_tokens` tokens in all, or one row."""
     length = min(LENGTH if gpu else SHORT, (arch.positions or LENGTH) + 1)
-    rows = max(1, min(TOKENS, max_tokens) // length) if gpu else 1
+    rows = max(1, min(SCORED_TOKENS, max_tokens) // length) if gpu else 1
     first = max(1, length - SCORED)
     return Chunk(-1, (ScoreRequest(_ROW, "", _ids(arch, length), first, first),) * rows)
 

@@ -105,8 +105,8 @@ def score_chunk(
     requests = [r for r in chunk.requests if isinstance(r, ScoreRequest)]
     order = sorted(range(len(requests)), key=lambda i: -len(requests[i].ids))
     rows = [requests[i] for i in order]
-    ids = np.array(list(chain.from_iterable(r.ids[:-1] for r in rows)))
-    targets = np.array(list(chain.from_iterable(r.ids[r.scored_from :] for r in rows)))
+    ids = np.fromiter(chain.from_iterable(r.ids[:-1] for r in rows), np.int64)
+    targets = np.fromiter(chain.from_iterable(r.ids[r.scored_from :] for r in rows), np.int64)
     passes = passes or Passes(device)
     packing, (inputs, wanted) = Packing.beside(
         [ids, targets],

@@ -223,7 +223,7 @@ def test_rows_that_fit_are_those_of_the_fullest_device() -> None:
 
 def test_batch_tokens_follow_the_device_unless_named() -> None:
     assert plan(config(), machine(1)).max_tokens == 2048
-    assert plan(config(), Machine((1,), "cuda", 10**9, "test")).max_tokens == 16384
+    assert plan(config(), Machine((1,), "cuda", 10**9, "test")).max_tokens == 33792
     assert plan(config(batch={"max_tokens": 77}), machine(1)).max_tokens == 77
 
 
@@ -233,7 +233,10 @@ def test_batches_of_a_pipeline_are_smaller_down_to_a_limit() -> None:
         return plan(made, Machine((stages,), device, 10**9, "test")).max_tokens
 
     assert [tokens(p, "cpu") for p in (1, 2, 3, 4, 10)] == [2048, 1024, 682, 512, 512]
-    assert [tokens(p, "cuda") for p in (1, 2, 5, 8, 10)] == [16384, 8192, 3276, 2048, 2048]
+    assert [tokens(p, "cuda") for p in (1, 2, 5, 10)] == [33792, 16896, 6758, 3379]
+    continued = {"mode": "generate"}
+    found = [tokens(p, "cuda", dataset=continued) for p in (1, 2, 5, 8, 10)]
+    assert found == [16384, 8192, 3276, 2048, 2048]
     assert tokens(4, "cpu", batch={"max_tokens": 2048}) == 2048
     assert plan(config(2, 1, 2), machine(4)).max_tokens == 2048
 
@@ -278,7 +281,7 @@ def test_175b_on_16_nodes_of_8_prints_without_torch() -> None:
     assert {"rows", "fit"} <= set(done.stdout.split())
     # 15 / (64 + 15) and 15 / (256 + 15) for equal stages; the last one has less to do
     assert (
-        "pipeline   bubble 19 % with 64 micro-batches of 2048 tokens a replica, 6 % with 256, 1 % "
+        "pipeline   bubble 19 % with 64 micro-batches of 2112 tokens a replica, 6 % with 256, 1 % "
         "in the long run" in done.stdout
     )
 

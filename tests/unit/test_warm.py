@@ -28,7 +28,7 @@ def planned(room: Generation, max_tokens: int, step: int, stages: int = 1) -> Pl
     [
         (1024, 16384, False, 1, 8),
         (1024, 16384, True, 128, 128),
-        (1024, 10**6, True, 128, 128),
+        (1024, 10**6, True, 264, 128),
         (1024, 700, True, 5, 128),
         (1024, 10, True, 1, 128),
         (None, 640, True, 5, 128),
