@@ -41,11 +41,20 @@ def plain(
 @pytest.mark.parametrize("centred", [True, False], ids=["layer", "rms"])
 @pytest.mark.parametrize("adds", ["nothing", "product", "bias", "product and bias"])
 @pytest.mark.parametrize(("rows", "width"), [(1, 8), (5, 24), (3, 257), (2, 1024), (2, 1600)])
+@pytest.mark.parametrize("many", [4096, 2], ids=["few", "many"])
 def test_sum_and_norm(
-    kind: tuple[torch.dtype, torch.dtype], centred: bool, adds: str, rows: int, width: int
+    monkeypatch: pytest.MonkeyPatch,
+    kind: tuple[torch.dtype, torch.dtype],
+    centred: bool,
+    adds: str,
+    rows: int,
+    width: int,
+    many: int,
 ) -> None:
     """Widths that are no powers of two; a stream far from zero, so that a mean left in shows. A
-    bias alone is added for the norm, and not kept."""
+    bias alone is added for the norm, and not kept. A row a program, and several, of which the last
+    has fewer."""
+    monkeypatch.setattr("ftjob.kernels.add_norm.MANY", many)
     held, dtype = kind
     residual = numbers(rows, width, seed=0, dtype=held, scale=2.0) + 3.0
     product = None if "product" not in adds else numbers(rows, width, seed=1, dtype=held)

@@ -34,6 +34,7 @@ PRODUCT |= dict(BIASED=True, ACTIVATION="relu")
 MAIL = dict(RANK=0, WAYS=2, ROWS=8, ROOM=512)
 LOGITS = dict(logits="*fp32", found="*fp32", places="*i32")
 NORM = dict(PRODUCT_BIAS=True, BIAS=True, CENTRED=True)
+STREAM = NORM | dict(WIDTH=1024, PADDED=1024)
 KERNELS = {
     "plain": (few_rows._product, PRODUCT | dict(ROWS=1, DEPTH=1024, VECTOR=8), dict(scale="*fp32")),
     "matrices": (
@@ -41,12 +42,9 @@ KERNELS = {
         PRODUCT | dict(ROWS=16, COLUMNS=32, DEPTH=128, SHARE=8, VECTOR=0),
         dict(scale="*fp32"),
     ),
-    "add_norm": (add_norm._add_norm, NORM | dict(WIDTH=1024, PADDED=1024, ADDS=True), {}),
-    "owed": (
-        add_norm._add_norm,
-        NORM | dict(WIDTH=1024, PADDED=1024, ADDS=False),
-        dict(product_bias="*fp32"),
-    ),
+    "add_norm": (add_norm._add_norm, STREAM | dict(ADDS=True, ROWS=1), {}),
+    "owed": (add_norm._add_norm, STREAM | dict(ADDS=False, ROWS=1), dict(product_bias="*fp32")),
+    "many": (add_norm._add_norm, STREAM | dict(ADDS=False, ROWS=4), {}),
     "attention": (
         step_attention._look,
         dict(SIZE=64, PADDED=64, LANES=1, HELD=1, KEYS=32, OWN=True, REACH=0, BIASED=False)
@@ -101,8 +99,8 @@ for name, (kernel, constants, types) in KERNELS.items():
         print(name, pdl, *("".join(filter(None, found)) for found in EVENT.findall(ptx)))
 """
 # Loads behind the wait, of one vector a thread: x; none but copies; residual and product, or the
-# residual alone.
-BEHIND = {"plain": 1, "matrices": 0, "add_norm": 2, "owed": 1}
+# residual alone, of one row or of four.
+BEHIND = {"plain": 1, "matrices": 0, "add_norm": 2, "owed": 1, "many": 4}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +123,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], l
 def test_they_wait_before_all_but_their_weights(
     events: dict[tuple[str, bool], list[str]],
 ) -> None:
-    assert len(events) == 26
+    assert len(events) == 28
     for (name, early), found in events.items():
         if not early:
             assert not {"wait", "launch_dependents"} & set(found), name
