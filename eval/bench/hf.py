@@ -7,6 +7,7 @@ shape. `peer` and `h200` set its times beside ftjob's.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,6 +77,9 @@ def build_model(job: Job, device: torch.device, dtype: torch.dtype) -> Any:
     model.eval()
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
+    # a look of Python's collector through all that came with it takes longer than many a run
+    gc.collect()
+    gc.freeze()
     return model
 
 
