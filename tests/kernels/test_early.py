@@ -68,10 +68,10 @@ KERNELS = {
         dict(WIDTH=1024, PADDED=1024, PLACED=True),
         dict(ids="*i64", positions="*i64", first="i32", rows="i32", table="*bf16"),
     ),
-    "find": (highest._find, dict(K=2, COLUMNS=4096), LOGITS),
+    "find": (highest._find, dict(K=2, COLUMNS=1024), LOGITS),
     "merge": (
         highest._merge,
-        dict(K=2, HELD=2, SIZE=32, PARTS=16),
+        dict(K=2, HELD=2, SIZE=128, PARTS=64),
         LOGITS | dict(columns="*i64", parts="i32", values="*fp32", norms="*fp32"),
     ),
     "greedy": (
