@@ -30,7 +30,8 @@ _ROW = Row(0, 0, b"", "")
 def to_score(arch: Arch, max_tokens: int, gpu: bool) -> Chunk:
     """Rows to be scored at their last tokens: at most `max_tokens` tokens in all, or one row."""
     length = min(LENGTH if gpu else SHORT, (arch.positions or LENGTH) + 1)
-    rows = max(1, min(SCORED_TOKENS, max_tokens) // length) if gpu else 1
+    # a row's last token is not read
+    rows = max(1, min(SCORED_TOKENS, max_tokens) // (length - 1)) if gpu else 1
     first = max(1, length - SCORED)
     return Chunk(-1, (ScoreRequest(_ROW, "", _ids(arch, length), first, first),) * rows)
 

@@ -176,7 +176,7 @@ def planned_bytes(job: Job, cell: Cell) -> int:
     plan, room = job.plan, job.plan.generation
     about = (job.config, job.source.arch, DTYPE_BYTES[job.config.model.dtype], plan.machine.device)
     if room is None:
-        length = cell.input_len + cell.output_len
+        length = cell.input_len + cell.output_len - 1  # a row's last token is not read
         rows = min(cell.batch, max(1, plan.max_tokens // length))
         workspace = workspace_bytes(*about, rows * length, 0, rows * cell.output_len)
         return replace(plan, workspace_bytes=workspace).bytes_taken(cell.batch, 0)

@@ -318,8 +318,9 @@ class Generator:
         self._pulse()
         batch.flags = chosen.finished
         if self._wires.homes:
+            message = chosen.message()
             for way in self._wires.homes:
-                way.put(self._tag(self._turn, CHOSEN), chosen.message(), self._pulse)
+                way.put(self._tag(self._turn, CHOSEN), message, self._pulse)
 
     def _chosen(self, batch: MicroBatch, logits: torch.Tensor) -> Advance:
         """The next tokens, which the lanes take over."""

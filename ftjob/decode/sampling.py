@@ -249,7 +249,8 @@ class Sampling:
         figures = np.ascontiguousarray(np.moveaxis(figures, 1, -1))
         sums = figures[:, :, 0].cumsum(axis=2, dtype=np.float64)
         totals = np.take_along_axis(sums, lengths[:, :, None] - 1, axis=2)[:, :, 0]
-        close: Array = np.any(figures[:, :, 2] < NEAR_TIE, axis=2)
+        made = np.arange(every.shape[2]) < lengths[:, :, None]
+        close: Array = np.any((figures[:, :, 2] < NEAR_TIE) & made, axis=2)
         told = zip(lengths.tolist(), totals.tolist(), close.tolist(), strict=True)
         return [
             self._answer(row, own, numbers, zip(*lanes, strict=True))
@@ -264,7 +265,7 @@ class Sampling:
         lanes: Iterable[tuple[int, float, bool]],
     ) -> Generated:
         """A row's; `lanes` have their lengths, the sums of their log-probabilities, and whether
-        there may be near ties."""
+        there are near ties."""
         options = row.options
         found: list[Hypothesis] = []
         ties: list[tuple[int, float]] = []

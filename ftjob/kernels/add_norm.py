@@ -16,8 +16,9 @@ from ftjob.kernels.early import starts_early
 PER_WARP = 256
 MAX_WARPS = 16
 # Of so many rows a program has several, which read weights and biases once (on an H200 at 16384
-# rows of 1024: 18.5 us for 21.0).
-MANY, TOGETHER = 4096, 4
+# rows of 1024: 18.5 us for 21.0), as long as the registers for so many elements leave room for
+# several programs.
+MANY, TOGETHER, MOST_HELD = 4096, 4, 8192
 
 
 def add_norm(
@@ -44,7 +45,7 @@ def add_norm(
     normed = torch.empty((rows, width), dtype=weight.dtype, device=residual.device)
     padded = triton.next_power_of_2(width)
     if rows:
-        together = TOGETHER if rows >= MANY else 1
+        together = TOGETHER if rows >= MANY and TOGETHER * padded <= MOST_HELD else 1
         warps = max(1, padded // PER_WARP) * (2 if together > 1 else 1)
         early = starts_early(residual.device)
         _add_norm[(triton.cdiv(rows, together),)](

@@ -55,6 +55,7 @@ def test_what_fits_depends_on_the_order() -> None:
     assert extents.fits([6, 4])
     assert extents.fits([4, 6])
     assert extents.fits([4, 5, 1])
+    assert not extents.fits([1, 4, 5])
     assert extents.fits([5, 3, 1])
     assert not extents.fits([3, 5, 2])
     assert not extents.fits([7])

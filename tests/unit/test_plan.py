@@ -224,6 +224,7 @@ def test_rows_that_fit_are_those_of_the_fullest_device() -> None:
 def test_batch_tokens_follow_the_device_unless_named() -> None:
     assert plan(config(), machine(1)).max_tokens == 2048
     assert plan(config(), Machine((1,), "cuda", 10**9, "test")).max_tokens == 33792
+    assert plan(config(), Machine((2,), "cuda", 10**9, "test")).max_tokens == 16384
     assert plan(config(batch={"max_tokens": 77}), machine(1)).max_tokens == 77
 
 

@@ -239,8 +239,9 @@ def test_a_rows_sum_is_the_same_to_the_last_bit_whatever_rows_leave_with_it() ->
     search = make_search(DecodeConfig(max_new_tokens=150), (), len(limits), VOCAB, CPU)
     search.enter(0, [SearchRow(limit, [1], options) for limit in limits])
     generator = torch.Generator().manual_seed(3)
-    for _ in range(max(limits)):
-        search.advance(torch.randn(len(limits), VOCAB, generator=generator), Solo())
+    for _ in range(max(limits)):  # log-probabilities of many magnitudes, so that their order shows
+        scale = 10 ** (3 * torch.rand(len(limits), 1, generator=generator) - 1.5)
+        search.advance(torch.randn(len(limits), VOCAB, generator=generator) * scale, Solo())
     together = search.harvest(range(len(limits)))()
     for slot, (limit, answer) in enumerate(zip(limits, together, strict=True)):
         (alone,) = search.harvest([slot])()

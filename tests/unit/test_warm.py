@@ -27,12 +27,12 @@ def planned(room: Generation, max_tokens: int, step: int, stages: int = 1) -> Pl
     ("positions", "max_tokens", "gpu", "rows", "length"),
     [
         (1024, 16384, False, 1, 8),
-        (1024, 16384, True, 128, 128),
-        (1024, 10**6, True, 264, 128),
+        (1024, 16384, True, 129, 128),
+        (1024, 10**6, True, 266, 128),
         (1024, 700, True, 5, 128),
         (1024, 10, True, 1, 128),
         (None, 640, True, 5, 128),
-        (20, 16384, True, 780, 21),
+        (20, 16384, True, 819, 21),
         (1, 64, False, 1, 2),
     ],
 )
