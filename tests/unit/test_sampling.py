@@ -24,6 +24,7 @@ from ftjob.decode.choose import (
     top_k_candidates,
 )
 from ftjob.decode.draws import philox, uniform
+from ftjob.decode.sampling import Sampling
 from ftjob.decode.search import SearchRow, make_search
 from ftjob.tasks.base import Generated, GenerateRequest, KeyMaker, Row
 
@@ -233,23 +234,27 @@ def close(found: Generated, wanted: Generated) -> None:
 
 def test_a_rows_sum_is_the_same_to_the_last_bit_whatever_rows_leave_with_it() -> None:
     """Rows of 150 and of 40 tokens, harvested at once and one by one; a resumed run has other
-    company. Each is the sum of its own log-probabilities."""
+    company. Token by token nothing is left of what is small beside the first one; added in any
+    other order, something is."""
     options = RowOptions(token_logprobs=True)
     limits = [150, 40, 149]
     search = make_search(DecodeConfig(max_new_tokens=150), (), len(limits), VOCAB, CPU)
+    assert isinstance(search, Sampling)
     search.enter(0, [SearchRow(limit, [1], options) for limit in limits])
     generator = torch.Generator().manual_seed(3)
-    for _ in range(max(limits)):  # log-probabilities of many magnitudes, so that their order shows
-        scale = 10 ** (3 * torch.rand(len(limits), 1, generator=generator) - 1.5)
-        search.advance(torch.randn(len(limits), VOCAB, generator=generator) * scale, Solo())
+    for _ in range(max(limits)):
+        search.advance(torch.randn(len(limits), VOCAB, generator=generator), Solo())
+    for hypothesis in (answer.hypotheses[0] for answer in search.harvest(range(len(limits)))()):
+        assert hypothesis.logprobs is not None
+        assert len(hypothesis.ids) == len(hypothesis.logprobs)
+        assert hypothesis.cum_logprob == pytest.approx(math.fsum(hypothesis.logprobs), rel=1e-12)
+    search._figures[:, 0, :, :2] = -(2.0**60)
+    search._figures[:, 1:, :, :2] = -100.0
     together = search.harvest(range(len(limits)))()
     for slot, (limit, answer) in enumerate(zip(limits, together, strict=True)):
-        (alone,) = search.harvest([slot])()
-        assert alone == answer
-        (hypothesis,) = answer.hypotheses
-        assert hypothesis.logprobs is not None
-        assert len(hypothesis.ids) == len(hypothesis.logprobs) == limit
-        assert hypothesis.cum_logprob == pytest.approx(math.fsum(hypothesis.logprobs), rel=1e-12)
+        assert search.harvest([slot])() == [answer]
+        assert len(answer.hypotheses[0].ids) == limit
+        assert answer.hypotheses[0].cum_logprob == -(2.0**60)
 
 
 def test_draws_depend_on_seed_content_occurrence_and_position() -> None:
