@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -149,7 +150,6 @@ def make_plan(
     _check_launch_mode(config, machine)
     _check_replicas_fit_nodes(machine, tensor * pipeline)
     dtype_bytes = DTYPE_BYTES[config.model.dtype]
-    max_tokens = _batch_tokens(config, machine)
     int8 = config.model.weights == "int8"
     stages = []
     for stage, (layers, encoder) in enumerate(
@@ -193,7 +193,13 @@ def make_plan(
     generates = config.dataset.generates
     slots, beams = slots_of(config, machine.device) if generates else 0, config.decode.lanes
     about = (config, arch, dtype_bytes, machine.device)
-    workspace, generation = workspace_bytes(*about, max_tokens, slots * beams), None
+
+    def room(tokens: int) -> int:
+        return workspace_bytes(*about, tokens, slots * beams)
+
+    free = machine.memory_bytes - max(d.weight_bytes for d in devices)
+    max_tokens = _batch_tokens(config, machine, data, lambda tokens: room(tokens) <= free)
+    workspace, generation = room(max_tokens), None
     if generates:
         scores = score_bytes(arch, tensor, beams, dtype_bytes, machine.device)
         generation = plan_generation(config, machine, devices, workspace, slots, scores)
@@ -258,17 +264,22 @@ def check_length(arch: Arch, tokens: int, what: str) -> None:
         raise ConfigError(f"{what} = {tokens} tokens: the model has {arch.positions} positions.")
 
 
-def _batch_tokens(config: JobConfig, machine: Machine) -> int:
-    """Tokens of a batch: as configured, or by device. Stages share a batch out among each other
-    only where there are several, so auto makes smaller ones for more stages."""
+def _batch_tokens(
+    config: JobConfig, machine: Machine, data: int, fits: Callable[[int], bool]
+) -> int:
+    """Tokens of a batch: as configured, or by device and, where one replica scores, by what `fits`
+    beside the weights. Stages share a batch out among each other only where there are several, so
+    auto makes smaller ones for more stages."""
     wanted = config.batch.max_tokens
     if isinstance(wanted, int):
         return wanted
     whole, least = AUTO_TOKENS[machine.device]
-    alone = sum(machine.devices_of_rank) == config.parallel.tensor * config.parallel.pipeline
-    if machine.device == "cuda" and alone and not config.dataset.generates:
-        whole = SCORED_TOKENS
-    return max(least, whole // config.parallel.pipeline)
+    stages = config.parallel.pipeline
+    if machine.device == "cuda" and data == 1 and not config.dataset.generates:
+        larger = max(least, SCORED_TOKENS // stages)
+        if fits(larger):
+            return larger
+    return max(least, whole // stages)
 
 
 def _replicas(config: JobConfig, machine: Machine, per_replica: int) -> int:

@@ -186,8 +186,9 @@ class BatchConfig:
 
     max_tokens: Literal["auto"] | int = key(
         "auto",
-        "tokens read in one batch; auto is 2048 on CPU, 16384 on GPU or 33792 of rows that "
-        "one replica scores, divided by the pipeline's stages but at least 512 and 2048",
+        "tokens read in one batch; auto is 2048 on CPU, 16384 on GPU, or 33792 of rows "
+        "that one replica scores where that fits, divided by the pipeline's stages but at least "
+        "512 and 2048",
         rule=at_least(1),
     )
     lanes: Literal["auto"] | int = key(

@@ -228,6 +228,13 @@ def test_batch_tokens_follow_the_device_unless_named() -> None:
     assert plan(config(batch={"max_tokens": 77}), machine(1)).max_tokens == 77
 
 
+def test_a_larger_batch_is_scored_only_where_it_fits() -> None:
+    whole = plan(config(), Machine((1,), "cuda", 10**9, "test"))
+    taken = whole.devices[0].weight_bytes + whole.workspace_bytes
+    assert plan(config(), Machine((1,), "cuda", taken, "test")).max_tokens == 33792
+    assert plan(config(), Machine((1,), "cuda", taken - 1, "test")).max_tokens == 16384
+
+
 def test_batches_of_a_pipeline_are_smaller_down_to_a_limit() -> None:
     def tokens(stages: int, device: str, **groups: dict[str, Any]) -> int:
         made = config(1, stages, **groups)
